@@ -237,6 +237,16 @@ def test_what_a_server_does_not_answer_has_no_text_and_may_not_be_much(weights: 
             answers(weights, tmp_path / "work", sampler, session, speeches=few[-6:], draws=1)
 
 
+def test_a_server_that_is_not_told_the_revision_does_not_answer_for_it(tmp_path: Path) -> None:
+    sampler, pinned = SamplerConfig(backend="endpoint", serve=SERVE), Policy("owner/elm", "0123abc")
+    responder = ResponderConfig(author="elm", model="hub:owner/elm@0123abc", sampler=sampler)
+    with (
+        open_session(Store(tmp_path / "store", offline=True)) as session,
+        pytest.raises(ConfigError, match="revision"),
+    ):
+        sample_answers(pinned, responder, SPEECHES, 1, 9, tmp_path, session, LaunchConfig())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(which("vllm") is None, reason="vLLM is not installed")
 def test_greedy_answers_of_a_vllm_server_are_those_of_the_weights(

@@ -21,7 +21,7 @@ from psychocounsel.corpus.sources import (
     source_fingerprint,
 )
 from psychocounsel.corpus.text import clean_text
-from psychocounsel.errors import DataQualityError, IncompleteError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy, pending_indices
 from psychocounsel.llm.serving import HOST, free_port, serving
@@ -170,7 +170,8 @@ def sample_answers(
     interrupted run continues there, and with a server in the journal.
 
     Raises:
-        ConfigError: tokenizer or weights cannot be loaded, or the sampler is not installed.
+        ConfigError: tokenizer or weights cannot be loaded, the sampler is not installed, or the command of a server
+            does not take the revision of the weights.
         IncompleteError: the sampler failed, or left requests without a reply.
         DataQualityError: a server refused or filtered more answers than `max_missing_share`.
         Preempted: the run was cancelled.
@@ -208,6 +209,13 @@ def _answers_of_server(
 ) -> list[tuple[Candidate, ReplyStatus]]:
     """Return the answers of a server that is started for them; one that it refuses or filters has no text."""
     author, sampling, sampler, chat = responder.author, responder.sampling, responder.sampler, responder.chat
+    if policy.revision and not any("{revision}" in word for word in sampler.serve):
+        raise ConfigError(
+            f"serve does not say where {{revision}} stands in the command, and would serve another one of "
+            f"{policy.location} than {policy.revision}",
+            where="sampler.serve",
+            remedy="add it, for vLLM as --revision, '{revision}'",
+        )
     folder = Path(policy.location)
     weights = digest_of_weights(folder) if folder.is_dir() else f"{policy.location}@{policy.revision}"
     # The journal tells weights, and what else of a server shapes its answers, apart by the name of the model.
