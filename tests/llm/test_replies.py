@@ -144,3 +144,11 @@ def test_a_reply_that_ends_in_blanks_says_so() -> None:
     cut, blank = (read_completion(body({"content": text}, "length")) for text in ('{"a": 1', '{"a":' + " " * 400))
     assert cut.status is blank.status is ReplyStatus.CUT
     assert ("400 blanks" in cut.reason, "400 blanks" in blank.reason) == (False, True)
+
+
+@pytest.mark.parametrize(("finish", "status"), [("length", ReplyStatus.CUT), ("stop", ReplyStatus.EMPTY)])
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_reply_of_thoughts_alone_says_so(name: str, finish: str, status: ReplyStatus) -> None:
+    thought, answered = (read_completion(body({"content": text, name: "Hm."}, finish)) for text in (None, "{}"))
+    assert thought.status is status
+    assert ("only thoughts" in thought.reason, "only thoughts" in answered.reason) == (True, False)

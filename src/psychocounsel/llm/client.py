@@ -443,6 +443,8 @@ def read_completion(body: bytes) -> ChatReply:
         status, reason = ReplyStatus.VALID, ""
     else:
         status, reason = ReplyStatus.EMPTY, "the reply has no text"
+    if not text and (message.get("reasoning") or message.get("reasoning_content")):  # vLLM's name for it; an older one
+        reason += ", only thoughts: allow it more tokens, have it not think, or correct the server's reasoning parser"
     kept = kept_choices(mapping_of(choice.get("logprobs")).get("content"), text)
     return _reply(status, text, reason, payload, "prompt_tokens", "completion_tokens", kept)
 

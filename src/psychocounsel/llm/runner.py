@@ -574,7 +574,8 @@ class _Run:
             raise IncompleteError(
                 f"{self._unanswered_in_a_row} requests in a row were not answered: {reply.reason}",
                 where=getattr(self._model, "base_url", "") or self._model.fingerprint.get("base_url", ""),
-                remedy="check the endpoint, then run the same command again; only what is pending is sent",
+                remedy="check the endpoint, and raise endpoint.timeout_seconds if it is slow; then run the same "
+                "command again: only what is pending is sent",
             )
 
 
