@@ -76,7 +76,8 @@ def test_exchange_has_one_begin_and_one_terminator(
     assert exchange.response_ids[-1] == end
     assert [index for index in exchange.response_ids if index in special_ids(tiny_tokenizer)] == [end]
     assert exchange.prompt_ids == encode_prompt(tiny_tokenizer, speech, CHAT)
-    assert tiny_tokenizer.decode(exchange.response_ids[:-1]).strip() == response.strip()
+    read = str(tiny_tokenizer.decode(exchange.response_ids[:-1]))
+    assert read.replace("<\u200b|", "<|").strip() == response.strip()  # broken up with transformers below 5.20
 
 
 def test_chat_is_rendered_as_in_llama_3(tiny_tokenizer: PreTrainedTokenizerBase) -> None:

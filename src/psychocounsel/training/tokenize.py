@@ -5,6 +5,7 @@ token and an answer one terminator. Nothing is truncated: a truncated side has l
 sides may be the same text. A pair with a side that does not fit is dropped and counted.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -22,6 +23,9 @@ PAD_TOKEN = "<|finetune_right_pad_id|>"  # noqa: S105 (a token of the vocabulary
 RESERVED_PREFIX = "<|reserved_special_token_"
 PINNED_DATE = '{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ "" }}'
 """Prepended to a chat template, it gives the configured date where the template asks for today's."""
+_KNOWS_CONTROL_TOKENS = (
+    "sanitize_control_tokens" in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+)
 
 
 class EncodedExchange(NamedTuple):
@@ -167,6 +171,8 @@ def _apply_template(
     turns = [*history, ("user", speech_text), *([] if response is None else [("assistant", response)])]
     if chat.system_prompt and turns[0][0] != "system":
         turns.insert(0, ("system", chat.system_prompt))
+    if not _KNOWS_CONTROL_TOKENS:
+        turns = [(role, _broken_up(content, tokenizer)) for role, content in turns]
     try:
         ids = tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in turns],
@@ -184,6 +190,14 @@ def _apply_template(
             remedy = "set chat.system_prompt to '', if it takes no system message; or " + remedy
         raise TemplateError(f"the chat template refuses the turns: {refusal}", remedy=remedy) from refusal
     return cast(list[int], ids)
+
+
+def _broken_up(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return `text` with a zero-width space in each special token that it spells: transformers 5.19 would read it."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
+    return text
 
 
 class TokenizedPair(NamedTuple):
