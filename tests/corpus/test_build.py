@@ -240,6 +240,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusArtifacts:
     return make_corpus(config.corpus, Store(tmp_path_factory.mktemp("store")))
 
 
+@pytest.mark.integration
 def test_the_funnel_goes_from_2129_rows_over_824_questions_to_710_speeches(corpus: CorpusArtifacts) -> None:
     funnel = corpus.speeches.metrics["funnel"]
     assert (funnel["rows_in"], funnel["kept"]) == (2129, 710)
@@ -260,6 +261,7 @@ def test_the_funnel_goes_from_2129_rows_over_824_questions_to_710_speeches(corpu
     assert all(re.fullmatch(r"person-[0-9a-f]{8}", each.author) for each in read_candidates(corpus.candidates))
 
 
+@pytest.mark.integration
 def test_every_dropped_row_has_one_reason_and_the_rows_give_the_funnel_again(corpus: CorpusArtifacts) -> None:
     for artifact in (corpus.speeches, corpus.candidates):
         rows = list(read_row_provenance(artifact))
@@ -271,6 +273,7 @@ def test_every_dropped_row_has_one_reason_and_the_rows_give_the_funnel_again(cor
         assert changes == Counter({step["step"]: step["changed"] for step in artifact.metrics["funnel"]["steps"]})
 
 
+@pytest.mark.integration
 def test_the_answers_on_two_sides_of_the_files_own_split_are_on_one_of_ours(corpus: CorpusArtifacts) -> None:
     theirs: dict[str, set[str]] = defaultdict(set)
     questions: dict[str, set[str]] = defaultdict(set)
