@@ -70,21 +70,7 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     dropped = {each.folder for each in artifacts if each.folder.resolve() in kept.dropped}
     needed = _needed([each for each in artifacts if each.folder not in dropped], artifacts, kept)
     stays = [each for each in artifacts if each.id in needed and each.folder not in dropped]
-    ids = {each.id for each in stays}
-    for each in artifacts:
-        if each.folder in dropped and each.id not in ids:
-            if below := [f"{other.kind}/{other.ref}" for other in stays if each.id in _used_by(other)]:
-                raise ConfigError(
-                    f"of what stays, this needs it: {', '.join(below)}",
-                    where=f"{each.kind} {each.ref}",
-                    remedy=f"give that up, too: {' '.join(f'--drop {other}' for other in below)}",
-                )
-            if each.id in kept.ids:
-                raise ConfigError(
-                    "is to be kept and to be dropped",
-                    where=f"{each.kind} {each.ref}",
-                    remedy="leave out its --keep or its --drop",
-                )
+    _require_droppable([each for each in artifacts if each.folder in dropped], stays, kept)
     # Not by time, for the clocks of two machines differ.
     parents = {each.id: [parent.id for parent in each.parents] for each in artifacts}
     generation = {each: number for number, each in enumerate(TopologicalSorter(parents).static_order())}
@@ -103,6 +89,25 @@ def find_garbage(store: Store, kept: Kept) -> list[Garbage]:
     if not kept.rounds:
         found += _superseded_rounds({each.id: each for each in stays}, kept.ids)
     return list(_measured(found))
+
+
+def _require_droppable(dropped: Sequence[Artifact], stays: Sequence[Artifact], kept: Kept) -> None:
+    ids = {each.id for each in stays}
+    for each in dropped:
+        if each.id in ids:
+            continue  # another name of it stays
+        if below := [f"{other.kind}/{other.ref}" for other in stays if each.id in _used_by(other)]:
+            raise ConfigError(
+                f"of what stays, this needs it: {', '.join(below)}",
+                where=f"{each.kind} {each.ref}",
+                remedy=f"give that up, too: {' '.join(f'--drop {other}' for other in below)}",
+            )
+        if each.id in kept.ids:
+            raise ConfigError(
+                "is to be kept and to be dropped",
+                where=f"{each.kind} {each.ref}",
+                remedy="leave out its --keep or its --drop",
+            )
 
 
 def _needed(wanted: Sequence[Artifact], artifacts: Sequence[Artifact], kept: Kept) -> set[str]:
