@@ -35,42 +35,20 @@ from psychocounsel.training.packing import pack, use_packed_forward
 from psychocounsel.training.runtime import quiet_libraries
 from psychocounsel.training.trainer import peft_config
 from psychocounsel.training.weights import prepare_weights
+from training import Exchange, padded, random_tokens
 
-Rows = list[tuple[list[int], list[int]]]
-SPREAD = 0.5
 STATISTICS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
-def micro_batches(count: int, pairs: int, vocabulary: int) -> list[Rows]:
+def micro_batches(count: int, pairs: int) -> list[list[Exchange]]:
     """Return prompts with responses, the chosen sides before the rejected."""
     source = random.Random(0)  # noqa: S311 (lengths of a benchmark)
-
-    def tokens(mean: float) -> list[int]:
-        length = source.lognormvariate(math.log(mean) - SPREAD**2 / 2, SPREAD)
-        return [source.randrange(10, vocabulary) for _ in range(max(16, round(length)))]
-
-    made: list[Rows] = []
+    made: list[list[Exchange]] = []
     for _ in range(count):
-        each = [(tokens(PROMPT), tokens(CHOSEN), tokens(REJECTED)) for _ in range(pairs)]
-        made.append(
-            [*((prompt, chosen) for prompt, chosen, _ in each), *((prompt, other) for prompt, _, other in each)]
-        )
+        each = [[random_tokens(source, mean) for mean in (PROMPT, CHOSEN, REJECTED)] for _ in range(pairs)]
+        chosen, rejected = ([(triple[0], triple[side]) for triple in each] for side in (1, 2))
+        made.append([*chosen, *rejected])
     return made
-
-
-def padded(rows: Rows, device: str) -> dict[str, torch.Tensor]:
-    """Return ids, mask and labels, padded to the right: [rows, tokens] each."""
-    width = max(len(prompt) + len(response) for prompt, response in rows)
-    columns = {
-        "input_ids": [[*prompt, *response] for prompt, response in rows],
-        "attention_mask": [[1] * (len(prompt) + len(response)) for prompt, response in rows],
-        "labels": [[-100] * len(prompt) + response for prompt, response in rows],
-    }
-    fillers = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-    return {
-        name: torch.tensor([row + [fillers[name]] * (width - len(row)) for row in values], device=device)
-        for name, values in columns.items()
-    }
 
 
 def matrix_rate(device: str) -> float:
@@ -123,7 +101,7 @@ def measure(arguments: argparse.Namespace, shape: Any) -> dict[str, float]:
         is_own = optimisation.optimizer == "adamw_bf16_sr"
         options = {} if is_own else {"fused": True}
         optimizer = (Bf16AdamW if is_own else torch.optim.AdamW)(trained, LEARNING_RATE, **options)
-        work = micro_batches(2 * arguments.steps, arguments.pairs, shape.vocab_size)
+        work = micro_batches(2 * arguments.steps, arguments.pairs)
         distinct = [len(pack([[*prompt, *response] for prompt, response in rows]).token_ids) for rows in work]
         seconds: list[float] = []
         losses: list[float] = []
@@ -134,7 +112,7 @@ def measure(arguments: argparse.Namespace, shape: Any) -> dict[str, float]:
             synchronize(device)
             started = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=optimisation.precision == "bf16"):
-                outputs = model(**padded(rows, device), fused_lm_head=True, use_cache=False)
+                outputs = model(**padded(rows, labels=True))
                 uniform = torch.tensor([len(response) for _, response in rows]) * -math.log(shape.vocab_size)
                 chosen, rejected = (outputs.log_probs.sum(dim=1) - uniform).chunk(2)
                 loss = -logsigmoid(BETA * (chosen - rejected)).mean()
