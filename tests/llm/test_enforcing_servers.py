@@ -69,7 +69,7 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         command = (*model, "--max-model-len", str(CONTEXT_TOKENS), *COMPACT)
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-            with serving(command, port, folder / "log", CancelToken(), 600) as base_url:
+            with serving(command, NAME, port, folder / "log", CancelToken(), 600) as base_url:
                 yield base_url
 
 

@@ -17,6 +17,7 @@ from psychocounsel.llm.cancel import CancelToken
 from psychocounsel.llm.serving import HOST, free_port, serving
 
 SERVER = str(Path(__file__).parents[1] / "servers" / "policy_server.py")
+NAME = "policy"
 LIMIT_SECONDS = 60.0
 
 
@@ -38,7 +39,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def command(port: int, *options: str) -> list[str]:
-    return [sys.executable, SERVER, str(port), "policy", *options]
+    return [sys.executable, SERVER, str(port), NAME, *options]
 
 
 @pytest.mark.parametrize("options", [(), ("--stubborn",)])
@@ -48,7 +49,9 @@ def test_a_server_is_gone_after_its_block_also_when_that_fails(
     monkeypatch.setattr(serving_module, "STOP_SECONDS", 0.2)
     for fault in (None, KeyboardInterrupt):
         try:
-            with serving(command(port, *options), port, tmp_path / "log", CancelToken(), LIMIT_SECONDS) as base_url:
+            with serving(
+                command(port, *options), NAME, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS
+            ) as base_url:
                 assert base_url == f"http://{HOST}:{port}/v1"
                 assert listens(port)
                 if fault:
@@ -62,7 +65,8 @@ def test_a_server_ends_with_a_run_that_was_killed(port: int, tmp_path: Path) -> 
     program = (
         "import sys, time; from pathlib import Path; from psychocounsel.llm.cancel import CancelToken\n"
         "from psychocounsel.llm.serving import serving\n"
-        f"with serving({command(port)!r}, {port}, Path({str(tmp_path / 'log')!r}), CancelToken(), {LIMIT_SECONDS}):\n"
+        f"log = Path({str(tmp_path / 'log')!r})\n"
+        f"with serving({command(port)!r}, {NAME!r}, {port}, log, CancelToken(), {LIMIT_SECONDS}):\n"
         "    print('up', flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
@@ -74,7 +78,7 @@ def test_a_server_ends_with_a_run_that_was_killed(port: int, tmp_path: Path) -> 
 
 def test_a_server_that_does_not_start_shows_what_it_printed(port: int, tmp_path: Path) -> None:
     def start(words: list[str], cancel: CancelToken, seconds: float) -> None:
-        with serving(words, port, tmp_path / "log", cancel, seconds):
+        with serving(words, NAME, port, tmp_path / "log", cancel, seconds):
             raise AssertionError
 
     with pytest.raises(IncompleteError, match="out of memory, say"):
@@ -82,12 +86,23 @@ def test_a_server_that_does_not_start_shows_what_it_printed(port: int, tmp_path:
     with pytest.raises(IncompleteError, match="no-such-program"):
         start(["no-such-program"], CancelToken(), LIMIT_SECONDS)
     never = [sys.executable, "-c", "import time; time.sleep(600)"]
-    with pytest.raises(IncompleteError, match="lists no models"):
+    with pytest.raises(IncompleteError, match="lists no model policy"):
         start(never, CancelToken(), 0.5)
     cancelled = CancelToken()
     cancelled.cancel()
     with pytest.raises(Preempted):
         start(never, cancelled, LIMIT_SECONDS)
+
+
+def test_another_server_that_took_the_port_is_not_asked(port: int, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, SERVER, str(port), "another"]) as other:
+        wait_until(lambda: listens(port))
+        with (
+            pytest.raises(IncompleteError, match="Address already in use"),
+            serving(command(port), NAME, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS),
+        ):
+            raise AssertionError
+        other.kill()
 
 
 def test_the_cause_is_shown_however_much_a_server_prints_after_it(port: int, tmp_path: Path) -> None:
@@ -96,7 +111,7 @@ def test_the_cause_is_shown_however_much_a_server_prints_after_it(port: int, tmp
     words = [sys.executable, "-c", program]
     with (
         pytest.raises(IncompleteError, match="80 GiB are not enough") as failed,
-        serving(words, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS),
+        serving(words, NAME, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS),
     ):
         raise AssertionError
     assert "see root cause above" in failed.value.what
@@ -110,7 +125,7 @@ def test_a_server_that_ends_in_the_middle_is_told_from_one_that_gives_no_answer(
         monkeypatch.setattr(serving_module, "ENDING_SECONDS", LIMIT_SECONDS if has_ended else 0.1)
         with (
             pytest.raises(IncompleteError) as failed,
-            serving(command(port), port, tmp_path / "log", CancelToken(), LIMIT_SECONDS) as base_url,
+            serving(command(port), NAME, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS) as base_url,
         ):
             if has_ended:
                 with closing(HTTPConnection(HOST, port)) as connection:

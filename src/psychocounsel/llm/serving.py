@@ -42,11 +42,12 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    command: Sequence[str], port: int, log_file: Path, cancel: CancelToken, start_seconds: float
+    command: Sequence[str], name: str, port: int, log_file: Path, cancel: CancelToken, start_seconds: float
 ) -> Generator[str]:
     """Start a server that speaks the OpenAI protocol on a port of this machine, yield its base URL, and stop it.
 
-    What it prints goes to `log_file`. It is yielded once it lists its models.
+    What it prints goes to `log_file`. It is yielded once it lists the model `name`: another program may have taken the
+    port before it.
 
     Raises:
         IncompleteError: the server ended, then or in the block, or did not answer within `start_seconds`.
@@ -61,12 +62,12 @@ def serving(
         )
     try:
         deadline = time.monotonic() + start_seconds
-        while not _lists_models(port):
+        while not _lists(name, port):
             cancel.raise_if_cancelled(f"server at port {port}")
             if keeper.poll() is not None:
                 raise _failed("the server ended", log_file, "correct sampler.serve")
             if time.monotonic() > deadline:
-                what = f"the server lists no models after {start_seconds:g} s"
+                what = f"the server lists no model {name} after {start_seconds:g} s"
                 raise _failed(what, log_file, "correct sampler.serve, or raise sampler.start_seconds")
             time.sleep(POLL_SECONDS)
         try:
@@ -93,11 +94,11 @@ def _failed(what: str, log_file: Path, remedy: str) -> IncompleteError:
     )
 
 
-def _lists_models(port: int) -> bool:
+def _lists(name: str, port: int) -> bool:
     connection = HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", "/v1/models")
-        return connection.getresponse().status == 200
+        return name.encode() in connection.getresponse().read()
     except (OSError, HTTPException):
         return False
     finally:

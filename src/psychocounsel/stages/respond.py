@@ -238,7 +238,9 @@ def _answers_of_server(
     # A server loads for minutes, which a resumed run does without where the journal has every answer.
     is_needed = bool(pending_indices(requests, client.fingerprint, session.journal, _is_answered))
     log_file = work / "server.log"
-    server = serving(command, port, log_file, session.cancel, sampler.start_seconds) if is_needed else nullcontext()
+    server = (
+        serving(command, name, port, log_file, session.cancel, sampler.start_seconds) if is_needed else nullcontext()
+    )
     with server:
         # Nothing is sampled again for its content, which would change the distribution.
         replies = _replies(client, responder, speeches, seed, draws, _is_answered)
