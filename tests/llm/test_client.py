@@ -109,13 +109,38 @@ def test_what_may_be_billed_is_on_disk_before_it_is_sent_again(server, tmp_path,
     assert [line.digest for line in found] == [request.digest(model.fingerprint)] * broken
 
 
-@pytest.mark.parametrize("fault", [Fault(hang=True), Fault(drip_seconds=0.1)], ids=["hang", "drip"])
+SILENT = [Fault(hang=True), Fault(drip_seconds=0.1)]
+
+
+@pytest.mark.parametrize("fault", SILENT, ids=["hang", "drip"])
 def test_one_deadline_holds_for_all_tries_together(server, fault):
+    server.script = lambda body, number: fault if number else Reply("fine")
+
+    async def one_after_another():
+        model = model_at(server, timeout_seconds=0.2)
+        replies = [await model.generate(ask_for(text), RequestContext()) for text in ("hello", "are you there?")]
+        await model.aclose()
+        return replies
+
+    first, second = asyncio.run(one_after_another())
+    assert (first.status, second.status) == (ReplyStatus.VALID, ReplyStatus.ERROR)
+    assert "no answer within" in second.reason
+    assert server.count <= 1 + 3
+
+
+@pytest.mark.parametrize("fault", SILENT, ids=["hang", "drip"])
+def test_a_server_that_never_answers_is_named_at_once_and_ends_the_run_at_its_first_request(
+    server, tmp_path, caplog, fault
+):
     server.script = lambda body, number: fault
-    (reply,) = ask(model_at(server, timeout_seconds=0.2), ask_for("hello"))
-    assert reply.status is ReplyStatus.ERROR
-    assert "no answer within" in reply.reason
+    model = model_at(server, timeout_seconds=0.2)
+    requests = [ask_for(f"t{n}") for n in range(50)]
+    with Journal(tmp_path / "j.sqlite") as journal, pytest.raises(IncompleteError, match="no answer within") as caught:
+        run_requests(model, requests, journal, RunPolicy())
     assert server.count <= 3
+    assert caught.value.where == server.base_url
+    assert "timeout_seconds" in caught.value.remedy
+    assert [server.base_url in each.message for each in caplog.records if each.levelname == "WARNING"] == [True]
 
 
 def test_an_unreachable_server_ends_the_run_at_its_first_request(tmp_path):

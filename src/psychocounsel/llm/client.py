@@ -8,6 +8,7 @@ body without a choice to read is a failed transfer, everything else has a status
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import intern
@@ -46,6 +47,8 @@ from psychocounsel.llm.types import (
     without_secrets,
 )
 from psychocounsel.types import ReplyStatus
+
+log = logging.getLogger(__name__)
 
 CONTENT_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
 LONGEST_QUOTE_CHARS = 200
@@ -147,6 +150,7 @@ class _Connection:
     refusal: EndpointError | None = None
     resume_at: float = 0.0
     was_reached: bool = False
+    was_late: bool = False
 
     async def wait_until(self, resume_at: float, cancel: CancelToken) -> None:
         """Wait, at most until the run is cancelled or the endpoint refuses another request for good."""
@@ -230,6 +234,13 @@ class OpenAIChatModel:
             if outcome.action in (OnStatus.SLOW_DOWN, OnStatus.SLOW_DOWN_FREE):
                 connection.limiter.slow_down()
                 connection.resume_at = max(connection.resume_at, tries.resume_at)
+        if connection.was_late and not connection.was_reached:
+            raise IncompleteError(
+                f"the server takes requests and has answered none: {reason}",
+                where=self._base_url,
+                remedy="restart the server, or raise endpoint.timeout_seconds if it is slow; then run the same command "
+                "again",
+            )
         return ChatReply(ReplyStatus.ERROR, "", self._endpoint.model, 0, 0, reason)
 
     async def _wait_for_slot(
@@ -271,7 +282,11 @@ class OpenAIChatModel:
             connection.was_reached = True
             reply = read(response.content)
         except TimeoutError:
-            return _FailedTry(f"no answer within {limit_seconds:.3g} s", OnStatus.RETRY_LOST)
+            reason = f"no answer within {limit_seconds:.3g} s"
+            if not connection.was_late:
+                connection.was_late = True
+                log.warning(f"{self._base_url}: {reason} (endpoint.timeout_seconds); trying again")
+            return _FailedTry(reason, OnStatus.RETRY_LOST)
         except UnreadableBodyError as fault:
             reason = without_secrets(str(fault), self._endpoint)[:LONGEST_QUOTE_CHARS]
             return _FailedTry(f"unreadable answer: {reason}", OnStatus.RETRY_LOST)
