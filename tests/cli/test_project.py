@@ -1,15 +1,19 @@
 """Projects of one's own: what `init` writes is loaded, begins to run, and fits the schemas that editors read."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import psychocounsel
+from psychocounsel.cli.project import init
 from psychocounsel.config.components import JudgeConfig, recipes_folder
 from psychocounsel.config.loading import read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
+from psychocounsel.errors import IncompleteError
 from psychocounsel.judging.rubric import load_rubric
 from running import Cli, Warm
 
@@ -154,6 +158,16 @@ def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     cli("init", tmp_path / "other", "--from", "quickstrat").says(2, "did you mean 'quickstart'?")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_leaves_a_project_to_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(IncompleteError, match="No space left") as fault:
+        init(tmp_path / "mine")
+    assert fault.value.where == str(tmp_path / "mine")
 
 
 def test_a_schema_marks_mistakes(cli: Cli) -> None:

@@ -1,5 +1,6 @@
 """Missing results and their limits, several replies as one result, and which models are of one family."""
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -20,6 +21,7 @@ from psychocounsel.judging.judge import (
     with_sample,
     with_vote,
 )
+from psychocounsel.llm.client import read_completion
 from psychocounsel.types import OVERALL, Comparison, Judgement, Rating, ReplyStatus, Speech, Winner, exact_rating
 
 VALID = Judgement("c", "j", ReplyStatus.VALID, {"empathy": 3})
@@ -62,6 +64,14 @@ def test_the_commonest_failure_is_quoted_and_decides_on_the_remedy(status: Reply
     assert remedy in raised.value.remedy
     with pytest.raises(DataQualityError, match="1 of 1 comparisons failed"):
         require_judged([Comparison("x", "a", "b", status)], "comparisons", 0.0)
+
+
+def test_more_tokens_are_no_remedy_for_endless_blanks() -> None:
+    body = {"choices": [{"message": {"content": '{"a":' + " " * 400}, "finish_reason": "length"}]}
+    reply = read_completion(json.dumps(body).encode())
+    with pytest.raises(DataQualityError, match="400 blanks") as raised:
+        require_judged([Judgement("x", "j", reply.status, reason=reply.reason)], "judgements", 0.25)
+    assert "max_tokens" not in raised.value.remedy
 
 
 def test_a_result_without_a_reply_is_pending_whatever_share_may_fail() -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
@@ -31,6 +32,17 @@ def test_results_go_to_stdout_and_notes_and_errors_to_stderr(capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert out == "created: policies talk@12345678\n"
     assert err == "  resuming\n  step 3\nerror: a.yaml line 1: x\nerror: a.yaml line 2: y\n"
+
+
+def test_a_warning_is_shown_once_however_often_it_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("psychocounsel.training")
+    console.show_log()
+    for _ in range(2):
+        log.info("resumes")
+        for kind in ("phi", "gemma"):
+            log.warning("%s runs without packing", kind)
+    notes = ["  resumes", "  phi runs without packing", "  gemma runs without packing", "  resumes"]
+    assert capsys.readouterr().err.splitlines() == notes
 
 
 class Clock:

@@ -144,6 +144,8 @@ def test_labels_that_correct_nothing_are_refused(
     labelled(store, "experts", parents[of], n, **changes)
     ended = cli("anchor", "duel", "--labels", "experts", "--store", root)
     assert (ended.code, list(store.artifacts("anchors"))) == (code, [])
+    assert (f"annotate export comparisons/{parents['duel'].ref}" in ended.err) == (of == "other")
+    assert (f"--store {root}" in ended.err) == (of == "other")
 
 
 def test_a_kind_in_the_place_of_another_is_named_with_its_key(root: Path, cli: Cli) -> None:

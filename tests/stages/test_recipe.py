@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from miniature import STEPS
 from psychocounsel.config.recipe import load_points, recipe_folder
-from psychocounsel.stages.recipe import dry_run
+from psychocounsel.errors import StoreError
+from psychocounsel.stages.recipe import dry_run, run_recipe
+from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import read_speeches
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature, Warm
@@ -21,6 +25,20 @@ def refs(printed: str) -> set[str]:
 
 def made(store: Path) -> set[str]:
     return {f"{each.kind} {each.ref}" for each in Store(store).artifacts()}
+
+
+def test_nothing_is_removed_between_two_steps(miniature: Miniature, tmp_path: Path) -> None:
+    points, store = load_points(recipe_folder(str(miniature.recipe)), (), []), Store(tmp_path)
+    chosen = [step.stage == "build-preferences" for step in points[0].steps]
+
+    def remove(_: Artifact) -> None:
+        with pytest.raises(StoreError), store.in_use(alone=True):
+            pass
+
+    (run,) = run_recipe(points, chosen, store, lambda *_: None, remove)
+    assert run.artifacts
+    with store.in_use(alone=True):
+        assert run_recipe(points, chosen, store, lambda *_: None, lambda _: None), "nothing is pending"
 
 
 def test_every_step_makes_its_artifact_and_counts_add_up(miniature: Miniature) -> None:

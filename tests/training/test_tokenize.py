@@ -183,8 +183,9 @@ def test_a_tokenizer_is_judged_only_once_all_of_it_was_downloaded(
         require_trainable(Policy("acme/base"), CHAT)
     files = {"tokenizer.json": {"size": 1, "blob_id": "b"}}
     (repository / known.format(commit)).write_text(json.dumps({"format_version": 1, "files": files}))
-    with pytest.raises(ConfigError, match="chat template"):  # there is none to come, so it is a base model
+    with pytest.raises(ConfigError, match="chat template") as fault:  # there is none to come, so it is a base model
         require_trainable(Policy("acme/base"), CHAT)
+    assert fault.value.where == "acme/base"
     shutil.copy(tmp_path / "whole" / "chat_template.jinja", snapshot)
     require_trainable(Policy("acme/base"), CHAT)
 

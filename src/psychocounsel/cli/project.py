@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from psychocounsel.errors import ConfigError, did_you_mean
+from psychocounsel.errors import ConfigError, IncompleteError, did_you_mean
 from psychocounsel.reporting import console
 from psychocounsel.store.artifacts import KINDS
+from psychocounsel.store.files import FULL_DISK
 from psychocounsel.store.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def init(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     except OSError as fault:
+        if fault.errno in FULL_DISK:
+            remedy = "free some space and remove this folder, then run the same command again"
+            raise IncompleteError(f"could not write: {fault.strerror}", where=str(project), remedy=remedy) from None
         raise ConfigError(f"cannot be written: {fault.strerror}", where=str(project), remedy="check the path") from None
     console.result(f"created: {project}, from {recipe.name}. The first lines of each file say what it is for:")
     for name in [*(path.name for path in others), *sorted(texts)]:

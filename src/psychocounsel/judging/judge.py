@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.judging.injection import ADDRESSES_JUDGE
 from psychocounsel.judging.parsing import ParsedRatings, ParseFailure
-from psychocounsel.llm.types import JSON, ChatReply
+from psychocounsel.llm.types import ENDLESS_BLANKS, JSON, ChatReply
 from psychocounsel.types import (
     Candidate,
     Comparison,
@@ -142,8 +142,17 @@ def require_judged(
         raise DataQualityError(
             f"{failed.total()} of {len(results)} {what} failed ({counted(failed)}){_first(commonest, reason)}",
             where="judge.max_missing_share",
-            remedy=remedy or _REMEDIES.get(commonest, _LOOK),
+            remedy=remedy or _remedy(commonest, reason),
         )
+
+
+def _remedy(status: str, reason: str) -> str:
+    if ENDLESS_BLANKS in reason:
+        return (
+            "have the server allow no blanks between JSON fields, or set endpoint.response_format: text; then run the "
+            "same command"
+        )
+    return _REMEDIES.get(status, _LOOK)
 
 
 def _first(status: str, reason: str) -> str:
@@ -194,7 +203,7 @@ class FailureLimit:
                 (f"{found}, and none can be read" if not self._readable else f"{found}; {limit}")
                 + _first(commonest, self._reasons[commonest]),
                 where="judge.max_missing_share",
-                remedy=_REMEDIES.get(commonest, _LOOK),
+                remedy=_remedy(commonest, self._reasons[commonest]),
             )
 
 

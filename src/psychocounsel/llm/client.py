@@ -34,6 +34,7 @@ from psychocounsel.llm.rate_limit import (
 )
 from psychocounsel.llm.structured_output import kept_choices, mapping_of, text_of
 from psychocounsel.llm.types import (
+    ENDLESS_BLANKS,
     ChatReply,
     ChatRequest,
     RefusedRequestError,
@@ -451,9 +452,7 @@ def read_completion(body: bytes) -> ChatReply:
         status, reason = _UNFINISHED[finish]
         if status is ReplyStatus.CUT and (blanks := len(text) - len(text.rstrip())) >= _MANY_BLANKS:
             # Where a grammar allows blanks between JSON fields, a small model may write nothing else.
-            reason += (
-                f" after {blanks} blanks, of which more would follow: have the server allow none between JSON fields"
-            )
+            reason += f" after {blanks} {ENDLESS_BLANKS}"
     elif text.strip():
         status, reason = ReplyStatus.VALID, ""
     else:

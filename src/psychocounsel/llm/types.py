@@ -147,6 +147,10 @@ class ChatReply:
         return self.status is not ReplyStatus.ERROR
 
 
+ENDLESS_BLANKS = "blanks, of which more would follow"
+"""Of the reason of a reply that more tokens would not complete."""
+
+
 class RefusedRequestError(EndpointError):
     """A request that the endpoint does not accept.
 

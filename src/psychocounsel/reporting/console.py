@@ -31,8 +31,15 @@ def note(text: str) -> None:
 
 
 class _Notes(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned = set[str]()
+
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        text = record.getMessage()
+        if record.levelno < logging.WARNING or text not in self._warned:  # each phase of a run would repeat it
+            note(text)
+        self._warned.add(text)
 
 
 class _LibraryNotes(logging.Handler):

@@ -1,5 +1,6 @@
 """anchor: a judge's win rate, corrected by human labels of a random sample of the same comparison."""
 
+import shlex
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -111,7 +112,7 @@ def _require_sample_of(
             remedy=more_speeches(there)
             if there < FEWEST_LABELS
             else f"label a sample of it: psychocounsel annotate export comparisons/{comparisons.ref} "
-            f"--sample {min(there, ENOUGH_LABELS)}",
+            f"--sample {min(there, ENOUGH_LABELS)} --store {shlex.quote(str(comparisons.folder.parents[1]))}",
         )
     if given.labeller != "human":
         raise InputError(

@@ -6,7 +6,7 @@ names that say how.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -179,43 +179,47 @@ def run_recipe(
     Raises:
         ConfigError: a step that was left out would make what a chosen one needs.
         DataQualityError: there is one point, or a step that all have in common.
+        StoreError: another process removes artifacts.
     """
     _check(points, chosen, store)
     runs = [PointRun(point, store) for point in points]
-    for number, is_chosen in enumerate(chosen[: _last(chosen)]):
-        if all(run.fault is not None for run in runs):
-            break
-        planned = _plan_step(runs, number)
-        live = [each for each in planned if each.run.fault is None]
-        if not is_chosen:
-            for each in planned:
-                each.leave_out(store)
-        elif _is_shared(planned):
-            announce(number + 1, live[0].step, "")
-            for each in live:
-                each.run.require_parents(each.specs)
-            made = run_stage(live[0].step.stage, live[0].step.config, live[0].run.store)
-            ended(made)
-            for each in planned:
-                each.run.artifacts.append(made)
-                each.pin(store, made)
-        elif live[0].step.stage == "report":
-            announce(number + 1, live[0].original, "")
-            live[0].run.artifacts.append(run_stage("report", _report_of_all(live), store))
-            ended(live[0].run.artifacts[-1])
-        else:
-            for each in planned:
-                made = None
-                if each.run.fault is None:
-                    announce(number + 1, each.step, each.run.point.label)
+    with ExitStack() as in_use:
+        for number, is_chosen in enumerate(chosen[: _last(chosen)]):
+            if all(run.fault is not None for run in runs):
+                break
+            planned = _plan_step(runs, number)
+            live = [each for each in planned if each.run.fault is None]
+            if is_chosen and any(store.find(spec) is None for each in live for spec in each.specs):
+                in_use.enter_context(store.in_use())  # nor may what is to be read be removed between two steps
+            if not is_chosen:
+                for each in planned:
+                    each.leave_out(store)
+            elif _is_shared(planned):
+                announce(number + 1, live[0].step, "")
+                for each in live:
                     each.run.require_parents(each.specs)
-                    try:
-                        made = run_stage(each.step.stage, each.step.config, each.run.store)
-                        ended(made)
-                        each.run.artifacts.append(made)
-                    except DataQualityError as fault:  # the other points have results
-                        each.run.fault = fault
-                each.pin(store, made)
+                made = run_stage(live[0].step.stage, live[0].step.config, live[0].run.store)
+                ended(made)
+                for each in planned:
+                    each.run.artifacts.append(made)
+                    each.pin(store, made)
+            elif live[0].step.stage == "report":
+                announce(number + 1, live[0].original, "")
+                live[0].run.artifacts.append(run_stage("report", _report_of_all(live), store))
+                ended(live[0].run.artifacts[-1])
+            else:
+                for each in planned:
+                    made = None
+                    if each.run.fault is None:
+                        announce(number + 1, each.step, each.run.point.label)
+                        each.run.require_parents(each.specs)
+                        try:
+                            made = run_stage(each.step.stage, each.step.config, each.run.store)
+                            ended(made)
+                            each.run.artifacts.append(made)
+                        except DataQualityError as fault:  # the other points have results
+                            each.run.fault = fault
+                    each.pin(store, made)
     return runs
 
 

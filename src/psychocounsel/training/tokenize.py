@@ -63,9 +63,12 @@ def require_trainable(policy: Policy, chat: ChatFormat) -> None:
     """
     local = on_this_machine(policy, "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
     if local is not None:
-        tokenizer = load_tokenizer(local)
-        pad_token_id(tokenizer)
-        encode_exchange(tokenizer, "Hello", "Hello", chat)
+        try:
+            tokenizer = load_tokenizer(local)
+            pad_token_id(tokenizer)
+            encode_exchange(tokenizer, "Hello", "Hello", chat)
+        except (ConfigError, TemplateError) as fault:  # which name the folder of the Hub's cache, or no model
+            raise type(fault)(fault.what, where=policy.location, remedy=fault.remedy) from fault
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
