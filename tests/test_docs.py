@@ -172,6 +172,17 @@ def test_commands_in_the_heads_of_configs_name_the_file() -> None:
     assert [path for path, head in found if stage_config(cast("StageName", head[1]), head[2]) != path] == []
 
 
+def test_heads_of_configs_that_need_a_gpu_say_that_they_never_ran_on_one() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (CLONE / "configs").glob("*/*.yaml")}
+    weights = re.compile(r"^\W*\b(?:base_model|policy|model): hub:", re.MULTILINE)
+    needing = {path for path, text in texts.items() if weights.search(text)}
+    needing |= {path.with_name("recipe.yaml") for path in needing}
+    needing |= {path for path in texts if path.parent.name == "accelerate" and path.stem != "cpu"}
+    assert len(needing) > 20
+    heads = {path: "".join(re.findall(r"\A(?:#.*\n)+", texts[path])) for path in needing}
+    assert [path for path, head in heads.items() if not re.search(r"(?:Not yet run|Not run) on a GPU", head)] == []
+
+
 def test_readme_is_short() -> None:
     assert len((CLONE / "README.md").read_text(encoding="utf-8")) < 8_000
 

@@ -260,6 +260,10 @@ def test_every_figure_names_its_artifact(page: Page, text: str) -> None:
     assert "loss from 0.659 at 1 to 0.38 at 36." in " ".join(page.values("aria-label"))
 
 
+def test_the_rewards_of_the_rounds_are_drawn_for_speeches_about_crisis_too(html: str) -> None:
+    assert "reward from 0 at 0 to 0.6 at 3. on speeches about crisis from -0.4 at 0 to -0.4 at 3." in html
+
+
 def test_crisis_examples_are_folded_and_others_open(page: Page, text: str) -> None:
     folded = [("open" in a) for tag, a in page.tags if tag == "details" and a.get("class") == "example"]
     assert folded == [True, False]

@@ -227,7 +227,13 @@ def _round_plots(artifact: Artifact, policy: m.PolicyMetrics) -> list[Plot]:
     qualities = [each.text_quality for each in probes]
     unfinished = rates("unfinished", [each.unfinished_rate for each in qualities])
     repetitive = rates("repetitive", [each.repetition_rate for each in qualities])
+    in_crisis = {number: each.crisis.reward for number, each in zip(numbers, probes, strict=True) if each.crisis}
+    rewards = [
+        Series("reward", numbers, [each.reward.mean for each in probes]),
+        Series("on speeches about crisis", list(in_crisis), list(in_crisis.values())),
+    ]
     shown: tuple[tuple[str, str, str, list[Series]], ...] = (
+        ("mean-normalised-reward", "Mean normalised reward, by round.", "reward", rewards),
         *(
             (
                 label.split(",")[0].lower().replace(" ", "-"),
@@ -236,7 +242,6 @@ def _round_plots(artifact: Artifact, policy: m.PolicyMetrics) -> list[Plot]:
                 [Series(axis, numbers, values)],
             )
             for label, axis, values in (
-                ("Mean normalised reward", "reward", [each.reward.mean for each in probes]),
                 ("KL to the initial policy", "nats per answer", [each.kl.per_answer for each in probes]),
                 ("Entropy", "nats per token", [each.entropy for each in probes]),
                 ("Mean length", "words", [each.length_words.mean for each in qualities]),
