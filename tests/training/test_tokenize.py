@@ -10,8 +10,9 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from preference_runs import make_pair
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
@@ -120,9 +121,27 @@ def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -
     assert pad_token_id(_Vocabulary(1, **reserved)) == 8
     assert pad_token_id(_Vocabulary(None, unk_id=0, **reserved)) == 8
     assert pad_token_id(_Vocabulary(None, unk_id=0)) == 0
-    for unknown in (None, 1):
-        with pytest.raises(ConfigError, match="no padding token distinct"):
-            pad_token_id(_Vocabulary(1, unk_id=unknown, word=4))
+
+
+@pytest.mark.parametrize(
+    ("end", "spare", "padding"),
+    [
+        ("<|end|>", ["<|user|>"], "<|endoftext|>"),  # Phi-4-mini: a text ends with what begins and pads it, a turn not
+        ("<|endoftext|>", ["<|fim|>", "<|user|>"], "<|fim|>"),  # Granite 3: turns end with it, too
+        ("<|endoftext|>", [], None),
+    ],
+)
+def test_one_token_may_begin_end_and_pad_texts(end: str, spare: list[str], padding: str | None) -> None:
+    backend = Tokenizer(models.WordLevel({"Hello": 0, "<|endoftext|>": 1}, unk_token="<|endoftext|>"))  # noqa: S106
+    backend.add_special_tokens(list(dict.fromkeys(["<|endoftext|>", *spare, end])))
+    named = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+    if padding is not None:
+        assert tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer)) == padding
+        return
+    with pytest.raises(ConfigError, match="no padding token distinct"):
+        pad_token_id(tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -80,26 +80,29 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that pads short rows. It never ends an answer, so no end is taken for padding.
 
     It is Llama 3's own padding token, or the tokenizer's if that is not the end-of-text token, or a reserved one, or
-    the one for unknown text (Mistral has no other, and no text that it could not write).
+    the one for unknown text (Mistral has no other, and no text that it could not write), or the tokenizer's although
+    it is the end-of-text token (Phi-4-mini ends answers with another one), or any special one (Granite 3).
 
     Raises:
         ConfigError: the vocabulary has none of these.
+        TemplateError: which special token ends an answer had to be known, and the template writes none.
     """
     vocabulary = tokenizer.get_vocab()
     if PAD_TOKEN in vocabulary:
         return vocabulary[PAD_TOKEN]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return cast(int, tokenizer.pad_token_id)
-    reserved = [index for token, index in vocabulary.items() if token.startswith(RESERVED_PREFIX)]
-    if not reserved and tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+    if reserved := [index for token, index in vocabulary.items() if token.startswith(RESERVED_PREFIX)]:
+        return min(reserved)
+    if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
         return cast(int, tokenizer.unk_token_id)
-    if not reserved:
-        raise ConfigError(
-            "the tokenizer has no padding token distinct from its end-of-text token",
-            where=tokenizer.name_or_path,
-            remedy="add one to the tokenizer (add_special_tokens) and save it with the model",
-        )
-    return min(reserved)
+    if spare := special_ids(tokenizer) - {terminator_id(tokenizer)}:
+        return cast(int, tokenizer.pad_token_id) if tokenizer.pad_token_id in spare else min(spare)
+    raise ConfigError(
+        "the tokenizer has no padding token distinct from the one that ends an answer",
+        where=tokenizer.name_or_path,
+        remedy="add one to the tokenizer (add_special_tokens) and save it with the model",
+    )
 
 
 def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
