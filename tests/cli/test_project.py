@@ -137,17 +137,23 @@ def test_a_reference_to_nothing_in_a_late_step_is_told_before_the_first_step(
     assert not list((tmp_path / "store").glob("*/*/"))
 
 
-def test_a_model_that_no_training_can_take_is_told_before_the_first_step(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "has_template", "message"), [("llama", False, "no chat template"), ("granite", True, "no reward head")]
+)
+def test_a_model_that_no_training_can_take_is_told_before_the_first_step(
+    cli: Cli, tmp_path: Path, kind: str, has_template: bool, message: str
+) -> None:
     from psychocounsel.training.tiny_llama import train_tokenizer
 
     mute = tmp_path / "mute"
     train_tokenizer(["How are you?"], 400, 2048).save_pretrained(mute)
-    (mute / "chat_template.jinja").unlink()
-    (mute / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    if not has_template:
+        (mute / "chat_template.jinja").unlink()
+    (mute / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
     assert cli("init", tmp_path / "mine").code == 0
     words = ("--store", tmp_path / "store", "--set", f"train-reward.base_model={mute}")
     for more in ((), ("--dry-run",)):
-        cli("run", tmp_path / "mine", *words, *more).says(2, "mute", "no chat template")
+        cli("run", tmp_path / "mine", *words, *more).says(2, "mute", message)
     assert not list((tmp_path / "store").glob("*/*/"))
 
 

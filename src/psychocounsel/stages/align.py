@@ -4,7 +4,7 @@ from psychocounsel.config.schema import AlignConfig
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.stages.dpo import align_offline, plan_dpo
 from psychocounsel.stages.online import OnlineDpo, align_online
-from psychocounsel.stages.preflight import require_launchable, require_tokenizer
+from psychocounsel.stages.preflight import require_launchable, require_suitable
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import POLICY_KINDS, resolve_model
 from psychocounsel.store.store import Store
@@ -41,7 +41,7 @@ def align(config: AlignConfig, store: Store, calls: list[PendingCalls] | None = 
                 count_probes(run)
             session.stop_counting()
         if store.find(specs(config, store)[-1]) is None:
-            require_tokenizer(config, store)
+            require_suitable(config, store)
             require_launchable(config, resolve_model(store, config.policy, POLICY_KINDS).policy(store))
         if run is not None:
             return align_online(run)

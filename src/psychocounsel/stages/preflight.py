@@ -67,13 +67,17 @@ def require_launchable(config: Config, policy: Policy) -> None:
         )
 
 
-def require_tokenizer(config: Config, store: Store) -> None:
-    """Raise what training would say of the tokenizer of a model from elsewhere; one of the store has been trained."""
+def require_suitable(config: Config, store: Store) -> None:
+    """Raise what training would say of a model from elsewhere: its tokenizer, or that no reward model is made of it."""
     model = resolve_model(store, _initial(config), POLICY_KINDS)
     if model.outside is not None:
         from psychocounsel.training.tokenize import require_trainable  # imports torch
 
         require_trainable(model.outside, config.chat)
+        if isinstance(config, TrainRewardConfig):
+            from psychocounsel.training.reward import require_head
+
+            require_head(model.outside)
 
 
 def _initial(config: Config) -> str:

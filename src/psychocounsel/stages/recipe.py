@@ -17,7 +17,7 @@ from psychocounsel.config.recipe import STAGES, StageName, Step, SweepPoint
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
-from psychocounsel.stages.preflight import preflight, require_tokenizer
+from psychocounsel.stages.preflight import preflight, require_suitable
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import UnknownReferenceError, resolve
 from psychocounsel.store.store import Store, flatten
@@ -237,7 +237,7 @@ def _check(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -
             if is_chosen:
                 each.run.require_parents(each.specs)
                 if _is_pending_training(each.step, each.specs, store):
-                    require_tokenizer(each.step.config, each.run.store)
+                    require_suitable(each.step.config, each.run.store)
                 each.pin(store)
             else:
                 each.leave_out(store)
@@ -305,7 +305,7 @@ def _preview(step: Step, label: str, specs: list[ArtifactSpec], overlay: Store) 
         calls = count_calls(lambda calls: run(step.config, overlay, calls))
     if not _is_pending_training(step, specs, overlay):
         return StepPreview(step, label, specs, calls, [])
-    require_tokenizer(step.config, overlay)
+    require_suitable(step.config, overlay)
     return StepPreview(step, label, specs, calls, preflight(step.config, overlay))
 
 

@@ -26,7 +26,7 @@ from psychocounsel.llm.cancel import CancelToken, cancelled_by_signals
 from psychocounsel.reporting.cards import REWARD_MODEL, model_card
 from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.leakage import count_leakage, leakage_warning
-from psychocounsel.stages.preflight import require_disk, require_launchable, require_tokenizer
+from psychocounsel.stages.preflight import require_disk, require_launchable, require_suitable
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import (
     HUB,
@@ -126,7 +126,7 @@ def train_reward(config: TrainRewardConfig, store: Store) -> Artifact:
 def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     from psychocounsel.training.reward import normalise_on, train_reward_model  # imports torch
 
-    require_tokenizer(config, store)
+    require_suitable(config, store)
     preferences = store.open(writer.parent("preferences"))
     train, dev, test = _pairs_by_split(preferences)
     scale = rating_scale(preferences, train)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
             return auto_class.from_pretrained(policy.location, revision=policy.revision or "main", **options)
     except (OSError, ValueError) as error:
         what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
-        remedy = f"check the folder or Hub id ({error})"
+        remedy = f"check the folder or Hub id ({shorten(str(error), 300)})"
         raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
 
 
