@@ -18,13 +18,21 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 from trl.trainer.utils import add_fused_lm_head
 
@@ -188,6 +196,10 @@ def test_a_gpus_kernel_is_compiled_for_every_kind_of_batch(monkeypatch: pytest.M
 SOME_ROWS = [([5] * 20 + [6], [7, 8, 9]), ([5] * 20 + [6], [9]), ([4, 3, 2], [7, 7, 7, 1])]
 
 
+def windowed_smollm3() -> SmolLM3Config:
+    return SmolLM3Config(**SHAPE, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=4)
+
+
 @pytest.mark.parametrize(
     ("model", "known"),
     [
@@ -195,6 +207,13 @@ SOME_ROWS = [([5] * 20 + [6], [7, 8, 9]), ([5] * 20 + [6], [9]), ([4, 3, 2], [7,
         (lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)), True),
         (lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)), True),
         (lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)), False),
+        (lambda: Ministral3ForCausalLM(Ministral3Config(**SHAPE)), True),
+        (lambda: Olmo2ForCausalLM(Olmo2Config(**SHAPE)), True),  # keys and queries are normalised
+        (lambda: Phi3ForCausalLM(Phi3Config(**SHAPE)), True),
+        (lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, sliding_window=9000, max_position_embeddings=4096)), True),
+        (lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, sliding_window=4)), False),
+        (lambda: SmolLM3ForCausalLM(SmolLM3Config(**SHAPE, no_rope_layers=[1, 0])), True),
+        (lambda: SmolLM3ForCausalLM(windowed_smollm3()), False),
         (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)), False),
     ],
 )

@@ -30,8 +30,8 @@ from psychocounsel.training.sharded import whole_tensor
 log = logging.getLogger(__name__)
 
 IMPLEMENTATION = "psychocounsel_packed"
-MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Architectures whose attention is causal softmax attention with rotary positions, and nothing else."""
+MODEL_TYPES = frozenset({"llama", "ministral3", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
+"""Architectures whose attention is causal softmax attention, with rotary positions if any, and nothing else."""
 SHORTEST_SHARED = 16
 """A beginning that is shared over fewer tokens is not worth a segment of its own."""
 SMALLEST_HEAD = 16
@@ -222,8 +222,9 @@ def can_pack(model: PreTrainedModel) -> bool:
     config, head = model.config, _head(model)
     if config.model_type not in MODEL_TYPES:
         return False
-    has_window = config.model_type == "mistral" and config.sliding_window is not None
-    is_plain = not (has_window or getattr(config, "use_sliding_window", False) or config.attention_dropout)
+    window = getattr(config, "sliding_window", None)
+    has_window = window is not None and window < config.max_position_embeddings
+    is_plain = not (has_window or config.attention_dropout)
     return is_plain and type(head) is torch.nn.Linear and head.bias is None
 
 
