@@ -20,7 +20,13 @@ from preference_runs import (
     watched,
     weights_of,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from psychocounsel.training import weights as weights_module
@@ -58,6 +64,16 @@ def answer_logps(model: PreTrainedModel, prompts: Sequence[list[int]], answers: 
         logps = logits.log_softmax(-1)
         sums.append(logps[torch.arange(len(answer)), torch.tensor(answer)].sum())
     return torch.stack(sums)
+
+
+def test_the_loss_of_experts_is_that_of_the_pairs_alone(tmp_path: Path, tiny_model_folder: Path) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    config = Qwen3MoeConfig(vocab_size=model_in(tiny_model_folder).config.vocab_size, **size, **experts)
+    base = save_with_tokenizer(Qwen3MoeForCausalLM(config), tiny_model_folder, tmp_path / "base")
+    history = run_dpo(base, output_in(tmp_path), max_steps=1).history
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
