@@ -41,7 +41,7 @@ def echo(request: Mapping[str, Any], number: int) -> Reply:
     said = request["messages"][-1]["content"]
     if said in ("refuse", "nothing"):
         return Reply(None, refusal="I cannot." if said == "refuse" else None)
-    return Reply(f"You said {said}. \x1b[2J[b]{number}[/b]", finish_reason="length" if said == "long" else "stop")
+    return Reply(f"<think>Hm</think>You said {said}. \x1b[2J[b]{number}[/b]", finish_reason="length" if said == "long" else "stop")
 
 
 def test_base_and_tuned_model_answer_with_rewards_and_nothing_is_written(miniature: Miniature, talk: Any) -> None:
@@ -70,6 +70,7 @@ def test_endpoint_sees_one_line_at_a_time(talk: Any, tmp_path: Path, monkeypatch
     assert "long" in ended.out[: ended.out.index("988")]
     assert "cut at its token limit" in ended.out
     assert "I cannot." in ended.out
+    assert "Hm" not in ended.out
     assert ended.out.count("[any]") == ended.out.count("[own]") == 4
     assert "(no answer: " in ended.out
     assert "\x1b" not in ended.out

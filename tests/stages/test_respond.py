@@ -97,6 +97,18 @@ class TestEndpoint:
             assert [(each.text, each.finished) for each in found.candidates] == [("It sounds as if", False)] * 4
             assert server.count == len(SPEECHES)
 
+    def test_thoughts_are_no_part_of_an_answer(self, session: Session) -> None:
+        replies = [
+            Reply("<think>\nShe is sad.\n</think>\n\nTell me."),
+            Reply("She is sad.</think> Tell me.", finish_reason="length"),
+            Reply("<think>She is", finish_reason="length"),
+            Reply("<think>She is sad.</think>"),
+        ]
+        with ChatServer(lambda request, number: replies[place(request)]) as server:
+            found = answers(elm(server, max_missing_share=1.0), session)
+        assert [(each.text, each.finished) for each in found.candidates] == [("Tell me.", True), ("Tell me.", False)]
+        assert found.failed == {"cut": 1, "empty": 1}
+
     def test_a_responder_that_refuses_everything_is_refused_and_asked_again(self, session: Session) -> None:
         with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:
             with pytest.raises(DataQualityError, match=r"4 of 4 answers are missing \(4 refusal\)"):

@@ -143,6 +143,27 @@ def test_an_answer_without_text_is_an_answer(tiny_generator: AnswerGenerator, pr
         assert tiny_generator.generate(prompts[:1], GREEDY, seed=0) == [Answer("", True, (end,))]
 
 
+@pytest.mark.parametrize(
+    ("opening", "said", "ended", "text"),
+    [
+        ("", "<think>She is sad.</think>\n\nTell me.", True, "Tell me."),
+        ("", "<think>She is", False, ""),
+        ("<think>\n", "She is sad.\n</think>\n\nTell me.", True, "Tell me."),
+        ("<think>\n", "She is", False, ""),
+        ("<think>\n\n</think>\n\n", "Tell", False, "Tell"),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(
+    tiny_generator: AnswerGenerator, prompts: list[list[int]], opening: str, said: str, ended: bool, text: str
+) -> None:
+    opened, script = (tiny_generator.tokenizer(each, add_special_tokens=False).input_ids for each in (opening, said))
+    script += [terminator_id(tiny_generator.tokenizer)] * ended
+    sampling = GREEDY.model_copy(update={"max_new_tokens": len(script)})
+    with scripted(tiny_generator, script):
+        [answer] = tiny_generator.generate([[*prompts[0], *opened]], sampling, seed=0)
+    assert answer == Answer(text, ended, tuple(script))
+
+
 def test_missing_folder_is_an_error(tmp_path: object) -> None:
     with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
         AnswerGenerator.load(Policy(f"{tmp_path}/nowhere"))

@@ -11,14 +11,13 @@ from contextlib import suppress
 from string import Template
 from typing import NoReturn, cast
 
-from psychocounsel.llm.types import JSON, one_line
+from psychocounsel.llm.types import JSON, THOUGHTS_BEGIN, THOUGHTS_END, one_line
 from psychocounsel.types import content_id
 
 # A whole string is matched, so that a comma in it stays; any other comma right before a bracket goes.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 
-_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
-_MARK = re.compile(rf'[{{}}"]|{_THOUGHTS_END}')
+_MARK = re.compile(rf'[{{}}"]|{THOUGHTS_END}')
 _REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
@@ -109,15 +108,15 @@ def only_object(reply_text: str) -> str:
         UnreadableReplyError: there is none, there are several, or the last one stays open.
     """
     text = reply_text
-    if text.lstrip().startswith(_THOUGHTS_BEGIN):
+    if text.lstrip().startswith(THOUGHTS_BEGIN):
         # An object among the thoughts is no answer, least of all where the reply was cut before the answer came.
-        _, end, text = text.partition(_THOUGHTS_END)
+        _, end, text = text.partition(THOUGHTS_END)
         if not end:
             raise UnreadableReplyError("the reply ends among its thoughts")
     spans: list[str] = []
     start = depth = 0
     for mark, depth in _marks(text):
-        if mark[0] == _THOUGHTS_END:
+        if mark[0] == THOUGHTS_END:
             spans.clear()
         elif mark[0] == "{" and depth == 1:
             start = mark.start()

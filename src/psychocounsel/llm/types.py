@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from json.encoder import encode_basestring as _json_text
 from json.encoder import encode_basestring_ascii as _quoted
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
+"""Around what many models write before an answer, where neither template nor server keeps it apart."""
 _DIGEST_FORMAT = "chat-request-1"
 _SHARED_PARTS = 16
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False)
@@ -149,6 +151,25 @@ class ChatReply:
 
 ENDLESS_BLANKS = "blanks, of which more would follow"
 """Of the reason of a reply that more tokens would not complete."""
+
+
+def without_thoughts(text: str) -> str:
+    """Return what a model says after its thoughts, stripped; nothing if they do not end.
+
+    A template may have begun them in the prompt, so their end need not have a beginning.
+    """
+    _, end, said = text.rpartition(THOUGHTS_END)
+    return "" if not end and said.lstrip().startswith(THOUGHTS_BEGIN) else said.strip()
+
+
+def spoken(reply: ChatReply) -> ChatReply:
+    """Return a reply as an answer to a client: without thoughts, and empty if there is nothing else."""
+    text = without_thoughts(reply.text)
+    if text == reply.text.strip():
+        return reply
+    if reply.status is ReplyStatus.VALID and not text:
+        return replace(reply, text=text, status=ReplyStatus.EMPTY, reason="the reply has only thoughts")
+    return replace(reply, text=text)
 
 
 class RefusedRequestError(EndpointError):

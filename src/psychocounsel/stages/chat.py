@@ -14,7 +14,7 @@ from psychocounsel.config.loading import load_config
 from psychocounsel.corpus.crisis import mentions_crisis
 from psychocounsel.errors import ConfigError
 from psychocounsel.llm.endpoints import open_endpoint
-from psychocounsel.llm.types import ChatModel, ChatReply, Closable, RefusedRequestError, RequestContext
+from psychocounsel.llm.types import ChatModel, ChatReply, Closable, RefusedRequestError, RequestContext, spoken
 from psychocounsel.stages.respond import chat_request
 from psychocounsel.store.references import POLICY_KINDS, resolve_model, trained_chat
 from psychocounsel.store.store import Store
@@ -103,7 +103,7 @@ class Chat:
     async def _ask(self, speaker: _Speaker, speech: Speech, turn: int) -> ChatReply:
         request = chat_request(speech, speaker.responder, self._seed, turn)
         try:
-            return await speaker.model.generate(request, RequestContext())
+            return spoken(await speaker.model.generate(request, RequestContext()))
         except RefusedRequestError as refusal:
             return ChatReply(ReplyStatus.INVALID, "", speaker.name, 0, 0, refusal.what)
 

@@ -26,7 +26,7 @@ from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy, pending_indices
 from psychocounsel.llm.serving import HOST, free_port, serving
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, spoken
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, digest_of_weights, resolve_model
@@ -282,7 +282,7 @@ def _replies(
     draws: int,
     accept: Callable[[int, ChatReply], bool],
 ) -> list[tuple[Speech, int, ChatReply]]:
-    """Return the reply to each draw of each speech; IncompleteError if a request got none."""
+    """Return the reply to each draw of each speech, without thoughts; IncompleteError if a request got none."""
     author = responder.author
     asked = [(speech, draw) for speech in speeches for draw in range(draws)]
     requests = [chat_request(speech, responder, seed, draw) for speech, draw in asked]
@@ -295,7 +295,7 @@ def _replies(
             where=client.fingerprint["base_url"],
             remedy="check the endpoint, then run the same command again; completed requests are not sent again",
         )
-    return [(speech, draw, reply) for (speech, draw), reply in zip(asked, replies, strict=True)]
+    return [(speech, draw, spoken(reply)) for (speech, draw), reply in zip(asked, replies, strict=True)]
 
 
 def _candidate(author: str, speech: Speech, draw: int, reply: ChatReply) -> Candidate:
@@ -329,7 +329,7 @@ def data_classes(speeches: Artifact | ArtifactSpec) -> dict[str, str]:
 def _is_answer(index: int, reply: ChatReply) -> bool:
     """Return whether a reply makes a candidate; a reply that was cut does, for a retry would be cut as well."""
     del index
-    return reply.status in (ReplyStatus.VALID, ReplyStatus.CUT) and bool(reply.text.strip())
+    return reply.status in (ReplyStatus.VALID, ReplyStatus.CUT) and bool(spoken(reply).text.strip())
 
 
 def author_seed(author: str, seed: int) -> int:

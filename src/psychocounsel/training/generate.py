@@ -12,12 +12,15 @@ from psychocounsel.config.components import ChatFormat, SamplingConfig
 from psychocounsel.llm.types import ChatReply, ChatRequest, RequestContext
 from psychocounsel.training.decoding import DecodingTask, decode
 from psychocounsel.training.runtime import default_device, inference_dtype, load_pretrained
-from psychocounsel.training.tokenize import TemplateError, encode_prompt, load_tokenizer, terminator_id
+from psychocounsel.training.tokenize import TemplateError, answer_text, encode_prompt, load_tokenizer, terminator_id
 from psychocounsel.types import Policy, ReplyStatus, content_id
 
 
 class Answer(NamedTuple):
-    """An answer: its stripped text, whether it ended before its token limit, and its token ids, its end included."""
+    """An answer: its stripped text, whether it ended before its token limit, and its token ids, its end included.
+
+    Thoughts of the model are among the ids, and not in the text.
+    """
 
     text: str
     finished: bool
@@ -108,8 +111,8 @@ class AnswerGenerator:
 
         def keep(ended: list[tuple[int, list[int]]]) -> None:
             for place, ids in ended:
-                text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
-                answers[place] = Answer(text.strip(), ids[-1] in self.eos_ids, tuple(ids))
+                text = answer_text(self.tokenizer, prompts[place], ids)
+                answers[place] = Answer(text, ids[-1] in self.eos_ids, tuple(ids))
             progress(len(answers), len(prompts))
 
         tasks.sort(key=lambda task: (-len(task.prompt), task.prompt))  # equal prompts next to each other

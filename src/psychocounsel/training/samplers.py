@@ -17,7 +17,7 @@ from psychocounsel.errors import ConfigError, IncompleteError
 from psychocounsel.training.generate import Answer, AnswerGenerator, end_ids, load_generation_config
 from psychocounsel.training.runtime import default_device, inference_dtype
 from psychocounsel.training.shards import Progress, in_shards
-from psychocounsel.training.tokenize import encode_prompt, load_tokenizer
+from psychocounsel.training.tokenize import answer_text, encode_prompt, load_tokenizer
 from psychocounsel.types import Policy, Speech, content_id
 
 SHARD_ANSWERS = 1024
@@ -155,10 +155,14 @@ class VllmEngine:
         while len(ended) < len(prompts):
             ended += [each for each in _call_vllm(self._llm.llm_engine.step) if each.finished]
             progress(len(ended) * repeats, total)
-        answers = [self._answer(each.outputs[0]) for each in sorted(ended, key=lambda each: int(each.request_id))]
+        in_order = sorted(ended, key=lambda each: int(each.request_id))
+        answers = [
+            self._answer(prompt["prompt_token_ids"], each.outputs[0])
+            for prompt, each in zip(prompts, in_order, strict=True)
+        ]
         return [answers[at : at + distinct] * repeats for at in range(0, len(answers), distinct)]
 
-    def _answer(self, completion: Any) -> Answer:
+    def _answer(self, prompt_ids: list[int], completion: Any) -> Answer:
         if completion.finish_reason not in ("stop", "length"):
             raise IncompleteError(
                 f"vLLM ended an answer with {completion.finish_reason!r}",
@@ -166,8 +170,8 @@ class VllmEngine:
                 remedy="run the same command again",
             )
         ids = tuple(completion.token_ids)
-        text = cast(str, self._tokenizer.decode(list(ids), skip_special_tokens=True))
-        return Answer(text.strip(), completion.finish_reason == "stop", ids)
+        text = answer_text(self._tokenizer, prompt_ids, ids)
+        return Answer(text, completion.finish_reason == "stop", ids)
 
 
 def _call_vllm(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
+from psychocounsel.llm.types import THOUGHTS_BEGIN, without_thoughts
 from psychocounsel.training.runtime import load_pretrained, on_this_machine, quiet_libraries
 from psychocounsel.types import Policy, PreferencePair
 
@@ -204,6 +205,13 @@ def _broken_up(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         if token.special:
             text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
     return text
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:
+    """Return the text of an answer without the thoughts before it, which the prompt may have begun."""
+    text = cast(str, tokenizer.decode(list(answer_ids), skip_special_tokens=True))
+    end_of_prompt = cast(str, tokenizer.decode(list(prompt_ids[-8:])))
+    return without_thoughts(text if not end_of_prompt.rstrip().endswith(THOUGHTS_BEGIN) else THOUGHTS_BEGIN + text)
 
 
 class TokenizedPair(NamedTuple):
