@@ -41,7 +41,8 @@ def echo(request: Mapping[str, Any], number: int) -> Reply:
     said = request["messages"][-1]["content"]
     if said in ("refuse", "nothing"):
         return Reply(None, refusal="I cannot." if said == "refuse" else None)
-    return Reply(f"<think>Hm</think>You said {said}. \x1b[2J[b]{number}[/b]", finish_reason="length" if said == "long" else "stop")
+    text = f"<think>Hm</think>You said {said}. \x1b[2J[b]{number}[/b]"
+    return Reply(text, finish_reason="length" if said == "long" else "stop")
 
 
 def test_base_and_tuned_model_answer_with_rewards_and_nothing_is_written(miniature: Miniature, talk: Any) -> None:

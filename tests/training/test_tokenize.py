@@ -132,7 +132,7 @@ def test_padding_never_ends_an_answer(tiny_tokenizer: PreTrainedTokenizerBase) -
     ],
 )
 def test_one_token_may_begin_end_and_pad_texts(end: str, spare: list[str], padding: str | None) -> None:
-    backend = Tokenizer(models.WordLevel({"Hello": 0, "<|endoftext|>": 1}, unk_token="<|endoftext|>"))  # noqa: S106
+    backend = Tokenizer(models.WordLevel({"Hello": 0, "<|endoftext|>": 1}, unk_token="<|endoftext|>"))
     backend.add_special_tokens(list(dict.fromkeys(["<|endoftext|>", *spare, end])))
     named = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)

@@ -89,7 +89,7 @@ def train_dpo(
         label_smoothing=config.label_smoothing,
         max_length=None,
         precompute_ref_log_probs=True,
-        router_aux_loss_coef=0.0,  # the load of experts is balanced over a micro-batch, whose size would change the loss
+        router_aux_loss_coef=0.0,  # it balances experts over a micro-batch, whose size would then change the loss
     )
     autocast_deepspeed(arguments, config.optimisation)
     with quiet_libraries(), patch.multiple(dpo_trainer, create_model_from_path=_none, hash_module=_none):

@@ -256,7 +256,7 @@ def require_head(base: Policy) -> None:
         raise ConfigError(
             f"transformers has no reward head for models of the type {config.model_type}",
             where=base.location,
-            remedy="train the reward model from one of another type, such as Llama, Qwen or Mistral; the policy may stay",
+            remedy="train the reward model from another type, such as Llama, Qwen or Mistral; the policy may stay",
         )
 
 

@@ -98,7 +98,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
         return cast(int, tokenizer.unk_token_id)
     if spare := special_ids(tokenizer) - {terminator_id(tokenizer)}:
-        return cast(int, tokenizer.pad_token_id) if tokenizer.pad_token_id in spare else min(spare)
+        own = cast(int | None, tokenizer.pad_token_id)
+        return own if own in spare else min(spare)
     raise ConfigError(
         "the tokenizer has no padding token distinct from the one that ends an answer",
         where=tokenizer.name_or_path,
