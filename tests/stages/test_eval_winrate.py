@@ -14,7 +14,7 @@ from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
+from psychocounsel.store.schemas import read_candidates, read_comparisons, read_row_provenance, read_speeches
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature
 
@@ -251,10 +251,12 @@ class TestDraws:
     def test_a_file_answers_once_and_meets_every_draw(
         self, miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
     ) -> None:
-        rows = read_speeches(Store(store).artifacts("speeches")[-1])
-        held_out = [each.speech.text for each in rows if each.split == "test"]
+        corpus = Store(store).artifacts("speeches")[-1]
+        of_test = [each.speech for each in read_speeches(corpus) if each.split == "test"]
+        keys = {row.text_id: row.key for row in read_row_provenance(corpus)}
+        held_out = [each.text for each in of_test]
         said = tmp_path / "said.jsonl"
-        lines = [{"speech": each, "response": "Oh."} for each in held_out]
+        lines = [{"key": keys[each.id], "response": "Oh."} for each in of_test]
         lines += [{"speech": each, "response": text} for each in held_out[:3] for text in ("Oh.", "Ah.")]
         said.write_text("".join(json.dumps(each) + "\n" for each in lines))
         from_file = [f"reference={json.dumps({'author': 'said', 'file': str(said), **TERMS})}", "draws=2"]

@@ -177,6 +177,16 @@ class TestFile:
         found = ready(speeches, {"speech": speeches[0].text, "response": "Oh."}, {"speech": "x", "response": None})
         assert [each.speech_id for each in found] == [speeches[0].id]
 
+    def test_a_key_stands_in_the_place_of_a_speech(self) -> None:
+        rows = [{"key": 17.0, "response": "Oh."}, {"key": "18", "response": "Ah."}, {"key": 19, "response": "No."}]
+        rows += [{"speech": SPEECHES[1].text, "key": 17, "response": "The text counts."}]
+        sources = [SourceRow(f"a.csv line {number}", cells) for number, cells in enumerate(rows, start=2)]
+        found = ready_responses(sources, "elm", SPEECHES, {"17": SPEECHES[0].id, "18": "one of another split"})
+        assert [(each.speech_id, each.text) for each in found.candidates] == [
+            (SPEECHES[0].id, "Oh."),
+            (SPEECHES[1].id, "The text counts."),
+        ]
+
     @pytest.mark.parametrize(
         ("cell", "message"),
         [

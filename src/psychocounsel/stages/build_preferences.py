@@ -41,7 +41,7 @@ from psychocounsel.reporting.console import progress
 from psychocounsel.stages.audit import audit_judge, audit_spec
 from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.stages.rating_table import open_rating_table
-from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders, file_classes
+from psychocounsel.stages.respond import NOT_IN_FILE, Responder, choose_responders, file_classes, ids_by_key
 from psychocounsel.store.artifacts import MANIFEST, Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.files import digest_of_files
 from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve_model
@@ -212,7 +212,8 @@ class _Build:
         """Have the pool answer every speech."""
         pool = self.config.pool
         assert pool is not None  # noqa: S101
-        speeches = [each.speech for each in read_speeches(self.store.open(writer.parent("speeches")))]
+        corpus = self.store.open(writer.parent("speeches"))
+        speeches = [each.speech for each in read_speeches(corpus)]
         chosen = [choose_responders(speech, pool) for speech in speeches]
         candidates: dict[tuple[str, str], Candidate] = {}
         failed: dict[str, dict[str, int]] = {}
@@ -220,7 +221,7 @@ class _Build:
         repeated = 0
         for responder in self.responders:
             own = [speech for speech, by in zip(speeches, chosen, strict=True) if responder.config in by]
-            answers = responder.answer(own, self.config.seed, writer.work)
+            answers = responder.answer(own, self.config.seed, writer.work, ids=lambda: ids_by_key(corpus))
             failed[responder.config.author] = answers.failed
             writer.warnings.extend(answers.warnings)
             if answers.spend:

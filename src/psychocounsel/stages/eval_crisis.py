@@ -228,13 +228,16 @@ class _Evaluation:
             store.make(
                 spec,
                 lambda writer, responder=responder, draws=draws: write_answers(
-                    writer, responder, speeches, self.config.seed, draws
+                    writer, responder, speeches, self.config.seed, draws, self._ids
                 ),
             )
             session.cancel.raise_if_cancelled(spec.ref)
         if session.is_dry_run and not self.config.judge.endpoints:
             session.stop_counting()
         return store.make(specs.evaluation, self._judge)
+
+    def _ids(self) -> dict[str, str]:
+        return {each.key: each.speech.id for each in self.items}
 
     def _require_usable(self) -> None:
         """Check the endpoints of everything pending before the first of them is paid."""

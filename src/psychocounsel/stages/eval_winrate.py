@@ -25,7 +25,7 @@ from psychocounsel.reporting.console import progress
 from psychocounsel.stages.estimate import note_estimate
 from psychocounsel.stages.jobs import Jobs
 from psychocounsel.stages.leakage import count_leakage, leakage_warning, training_answers
-from psychocounsel.stages.respond import Responder, data_classes, file_classes, write_answers
+from psychocounsel.stages.respond import Responder, data_classes, file_classes, ids_by_key, write_answers
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.references import POLICY_KINDS, labelling_judges, models_behind, resolve, resolve_model
@@ -167,7 +167,8 @@ class _Evaluation:
     def _answer(self, writer: ArtifactWriter, side: WinrateSide) -> None:
         responder = self.sides[side]
         draws = responder.distinct_draws(self.config.draws)
-        write_answers(writer, responder, self.held_out, self.config.seed, draws)
+        corpus = self.store.open(writer.parent("speeches"))
+        write_answers(writer, responder, self.held_out, self.config.seed, draws, lambda: ids_by_key(corpus))
 
     def _compare(self, writer: ArtifactWriter) -> None:
         config, judge = self.config, self.judge

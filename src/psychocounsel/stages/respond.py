@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from psychocounsel.config.components import (
     EndpointConfig,
@@ -17,6 +17,7 @@ from psychocounsel.corpus.formats import SourceRow
 from psychocounsel.corpus.sources import (
     cell,
     history_cell,
+    label_cell,
     read_rows,
     source_fingerprint,
 )
@@ -30,7 +31,7 @@ from psychocounsel.llm.types import ChatReply, ChatRequest, Message, spoken
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, digest_of_weights, resolve_model
-from psychocounsel.store.schemas import write_candidates
+from psychocounsel.store.schemas import ROWS_FILE, read_row_provenance, write_candidates
 from psychocounsel.store.store import note_failed
 from psychocounsel.types import Candidate, Policy, ReplyStatus, SampledAnswer, Speech, Turn, content_id
 
@@ -38,6 +39,14 @@ NOT_IN_FILE = "not_in_file"
 SERVER_TIMEOUT_SECONDS = 600.0
 """Of one answer: the requests to a server of our own wait for each other."""
 _OF_POLICY = (ReplyStatus.VALID, ReplyStatus.CUT, ReplyStatus.EMPTY)
+
+
+SpeechIds: TypeAlias = Mapping[str, str]
+"""The ids of speeches by the keys that their source gives them."""
+_NAMING_A_SPEECH = (
+    "each with its speech as cleaning and de-identification left it (in speeches.parquet), or with a column key in "
+    "place of speech, where the corpus names a column with keys"
+)
 
 
 class Answers(NamedTuple):
@@ -79,10 +88,12 @@ class Responder:
         """Return how many answers per speech to draw: one of an author whose answers do not vary."""
         return wanted if self.config.varies else 1
 
-    def answer(self, speeches: Sequence[Speech], seed: int, work: Path, draws: int = 1) -> Answers:
+    def answer(
+        self, speeches: Sequence[Speech], seed: int, work: Path, draws: int = 1, ids: Callable[[], SpeechIds] = dict
+    ) -> Answers:
         """Return the answers to each speech: `draws`, or one from a file. More draws contain the fewer.
 
-        What a model on this machine has answered so far is kept in `work`.
+        What a model on this machine has answered so far is kept in `work`. `ids` are called for a file.
 
         Raises:
             IncompleteError: the endpoint left requests without a reply.
@@ -93,13 +104,13 @@ class Responder:
         if self._client is not None:
             answers = self._ask(self._client, speeches, seed, draws)
         elif self.config.file is not None:
-            answers = ready_responses(read_rows(self.config.file), author, speeches)
+            answers = ready_responses(read_rows(self.config.file), author, speeches, ids())
         elif self._session.is_dry_run:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
             answers = self._sample(speeches, seed, work, draws)
         again = (
-            "add them to the file, with each speech as cleaning and de-identification left it (in speeches.parquet)"
+            f"add them to the file, {_NAMING_A_SPEECH}"
             if self.config.file
             else "run the same command to send those requests again"
         )
@@ -143,10 +154,15 @@ def placeholder(session: Session, speech: Speech, author: str, draw: int, tokens
 
 
 def write_answers(
-    writer: ArtifactWriter, responder: Responder, speeches: Sequence[Speech], seed: int, draws: int
+    writer: ArtifactWriter,
+    responder: Responder,
+    speeches: Sequence[Speech],
+    seed: int,
+    draws: int,
+    ids: Callable[[], SpeechIds],
 ) -> None:
     """Write a responder's answers to some speeches as an artifact; errors are those of `Responder.answer`."""
-    answers = responder.answer(speeches, seed, writer.work, draws)
+    answers = responder.answer(speeches, seed, writer.work, draws, ids)
     write_candidates(writer, answers.candidates)
     writer.warnings.extend(answers.warnings)
     writer.write_metrics({"speeches": len(speeches), "draws": draws, "failed": answers.failed, **answers.spend})
@@ -350,30 +366,41 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
     )
 
 
-def ready_responses(rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech]) -> Answers:
-    """Return the response to each speech from rows with the columns `speech` and `response`.
+def ids_by_key(speeches: Artifact) -> SpeechIds:
+    """Return the ids of a corpus by key; none of placeholders."""
+    rows = read_row_provenance(speeches) if ROWS_FILE in speeches.manifest["files"] else ()
+    return {row.key: row.text_id for row in rows if row.key}
+
+
+def ready_responses(
+    rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech], ids: SpeechIds | None = None
+) -> Answers:
+    """Return the response to each speech from rows with the columns `speech` or else `key`, and `response`.
 
     The first response to a speech counts, and a warning says how many speeches have others besides; a speech without
-    one has no candidate. Rows that answer speeches with
-    earlier turns have these in a column `history`.
+    one has no candidate. Rows that repeat speeches with earlier turns have these in a column `history`.
 
     Raises:
         InputError: a column is missing, or a cell holds what no table can.
         DataQualityError: no row answers one of the speeches.
     """
     texts: dict[tuple[Turn, ...], dict[str, None]] = {}
+    turns_of, ids = {each.id: each.turns for each in speeches}, ids or {}
+    remedy = "name two columns speech (or key) and response; it has"
     for row in rows:
-        remedy = "name two columns speech and response; it has"
-        said, answer = (clean_text(cell(row, column, remedy), column, row.where) for column in ("speech", "response"))
-        if answer:
+        if "key" in row.values and "speech" not in row.values:
+            turns = turns_of.get(ids.get(label_cell(row, "key"), ""), ())
+        else:
             history = history_cell(row, "history") if "history" in row.values else ()
-            texts.setdefault((*history, Turn("user", said)), {})[answer] = None
+            turns = (*history, Turn("user", clean_text(cell(row, "speech", remedy), "speech", row.where)))
+        if answer := clean_text(cell(row, "response", remedy), "response", row.where):
+            texts.setdefault(turns, {})[answer] = None
     answered = [Candidate(each.id, author, next(iter(texts[each.turns]))) for each in speeches if each.turns in texts]
     if not answered:
         raise DataQualityError(
             "no row of the file answers any of the speeches",
             where=author,
-            remedy="copy the exact text of each speech as cleaning and de-identification left it (in speeches.parquet)",
+            remedy=f"add answers, {_NAMING_A_SPEECH}",
         )
     several = sum(len(texts.get(each.turns, ())) > 1 for each in speeches)
     warning = f"the file of {author} has several answers to {several} of {len(speeches)} speeches; the first counts"
