@@ -13,20 +13,38 @@ def boxes(svg: str) -> list[tuple[float, float, float, float]]:
 
 
 def size(svg: str) -> tuple[float, float]:
-    _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', svg)[0].split())
-    return width, height
+    """Return the width, and the height of all pictures, which go on where the one before ends."""
+    views = [list(map(float, view.split())) for view in re.findall(r'viewBox="([^"]+)"', svg)]
+    ends = [0.0, *(top + height for _, top, _, height in views)]
+    assert [top for _, top, _, _ in views] == ends[:-1]
+    return views[0][2], ends[-1]
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3, 16])
 def test_boxes_neither_overlap_nor_leave_the_picture(rounds: int) -> None:
     svg = draw_lineage(whole_run(rounds).artifacts)
-    ElementTree.fromstring(svg)  # noqa: S314 - our own drawing
+    ElementTree.fromstring(f"<figure>{svg}</figure>")  # noqa: S314 - our own drawing
     (width, height), placed = size(svg), boxes(svg)
     for number, (x, y, w, h) in enumerate(placed):
         assert 0 <= x <= width - w
         assert 0 <= y <= height - h
         for other_x, other_y, other_w, other_h in placed[number + 1 :]:
             assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
+
+
+def test_what_is_too_long_for_a_sheet_of_paper_is_cut_between_boxes() -> None:
+    kinds = ("speeches", "candidates", "judgements", "preferences", "reward-models", "policies")
+    long = [artifact(kind, f"{kind}-{number}", {}) for kind in kinds for number in range(5)]
+    for artifacts, count in ((long, 2), (long[:20], 2), (long[:15], 1), ([], 1)):
+        pictures = re.findall("<svg.*?</svg>", draw_lineage(artifacts))
+        assert len(pictures) == count
+        for picture in pictures:
+            top, width, height = map(float, re.findall(r'viewBox="0 (\S+) (\S+) (\S+)"', picture)[0])
+            assert height <= 1000
+            for x, y, w, h in boxes(picture):
+                assert 0 <= x <= width - w
+                assert top <= y <= top + height - h
+        assert "".join(pictures).count('id="edges"') == 1
 
 
 def test_edges_end_at_the_rim_of_a_box_and_run_behind_none() -> None:

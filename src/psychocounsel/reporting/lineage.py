@@ -4,6 +4,7 @@ The rounds of an online run share a box, and an edge that a longer path implies 
 overview without the probes, and the table at the end of the report lists every parent.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,7 +124,9 @@ _BOX_WIDTH, _BOX_HEIGHT = 158, 58
 _TRACK = 8
 _GAP_ALONG = 34
 _GAP_ACROSS = 16
-_MARGIN = 8
+_MARGIN = 17
+_LINES_PER_PAGE = 10
+"""Of paper, on which the words can still be read."""
 _BACKWARD_SPACE = 40
 _TITLE_CHARACTERS = 23
 
@@ -154,18 +157,26 @@ class Layout:
 
 
 def draw_lineage(artifacts: Sequence[Artifact]) -> Markup:
-    """Draw the artifacts, lane under lane: narrow enough for a phone."""
+    """Draw the artifacts, lane under lane: narrow enough for a phone, and in as many pictures as it takes on paper."""
     nodes = group_nodes(artifacts)
     edges = find_edges(nodes)
     layout = lay_out(nodes, edges)
     width = max(layout.x.values(), default=0) + _BOX_WIDTH / 2 + _MARGIN
-    height = max(map(layout.y, layout.x), default=0) + _BOX_HEIGHT / 2 + _MARGIN
-    drawn = [_draw_edge(edge, layout) for edge in edges]
-    places = [(node, Stop(number)) for number, node in enumerate(nodes)]
-    drawn += [_draw_node(node, layout.x[stop], layout.y(stop)) for node, stop in places]
-    return Markup('<svg viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}</svg>').format(
-        width, height, width, Markup("").join(drawn)
-    )
+    lines = max(layout.line_of, default=0) + 1
+    per_page = math.ceil(lines / math.ceil(lines / _LINES_PER_PAGE))
+    height = per_page * (_BOX_HEIGHT + _GAP_ALONG)
+    shown = Markup('<g id="edges">{}</g>').format(Markup("").join(_draw_edge(edge, layout) for edge in edges))
+    pictures: list[Markup] = []
+    for number, first in enumerate(range(0, lines, per_page)):
+        own = [at for at, line in enumerate(layout.line_of) if first <= line < first + per_page]
+        boxes = Markup("").join(_draw_node(nodes[at], layout.x[Stop(at)], layout.y(Stop(at))) for at in own)
+        pictures.append(
+            Markup('<svg viewBox="0 {:g} {:g} {:g}" style="max-width:{:g}px" aria-hidden="true">{}{}</svg>').format(
+                number * height, width, height, width, shown, boxes
+            )
+        )
+        shown = Markup('<use href="#edges"/>')  # of which a picture shows its part
+    return Markup("").join(pictures)
 
 
 def lay_out(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
