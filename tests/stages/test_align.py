@@ -190,3 +190,12 @@ def test_unresolvable_references(miniature: Miniature, warm: Warm, config: str, 
     assert ended.code == 2
     assert message in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_of_several_keys_with_one_name_that_of_the_missing_artifact_is_named(
+    miniature: Miniature, warm: Warm, store: Path
+) -> None:
+    shutil.rmtree(store / "reward-models")
+    ended = warm.run("align", miniature.recipe / "align.yaml", "--store", store, "--dry-run")
+    assert ended.code == 2
+    assert "--set online.reward_model=" in ended.err

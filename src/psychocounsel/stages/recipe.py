@@ -47,12 +47,14 @@ def _naming_key(config: Any) -> Generator[None]:
     try:
         yield
     except (UnknownReferenceError, InputError) as fault:
-        wrong = fault.ref if isinstance(fault, UnknownReferenceError) else fault.where
+        wrong, kinds = (fault.ref, fault.kinds) if isinstance(fault, UnknownReferenceError) else (fault.where, ())
         values = flatten(config.model_dump()).items()
-        keys = (key for key, value in values if value and value == wrong and key.split(".")[-1] not in _OF_THE_RESULT)
-        key = next(keys, None)
-        if key is None:
+        last_words = {key: key.split(".")[-1] for key, value in values if value and value == wrong}
+        keys = [key for key, word in last_words.items() if word not in _OF_THE_RESULT]
+        if not keys:
             raise
+        # One name often stands for artifacts of several kinds: the key is that which is called like the missing one.
+        key = max(keys, key=lambda key: any(kind.startswith(last_words[key].replace("_", "-")) for kind in kinds))
         remedy = f"{fault.remedy}; or change it with --set {key}=..."
         kind = InputError if isinstance(fault, InputError) else ConfigError
         where = ": ".join(filter(None, (f"{key} of {config.name}", fault.where)))

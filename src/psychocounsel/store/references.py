@@ -26,9 +26,9 @@ BEST = "@best"
 class UnknownReferenceError(ConfigError):
     """No artifact of the wanted kinds has this reference."""
 
-    def __init__(self, what: str, ref: str, *, where: str = "", remedy: str = "") -> None:
+    def __init__(self, what: str, ref: str, kinds: Sequence[Kind], *, where: str = "", remedy: str = "") -> None:
         super().__init__(what, where=where, remedy=remedy)
-        self.ref = ref
+        self.ref, self.kinds = ref, kinds
 
 
 class ModelReference(NamedTuple):
@@ -75,7 +75,8 @@ def resolve(store: Store, ref: str, *kinds: Kind) -> Artifact | ArtifactSpec:
     else:
         found = _named(store, ref, kinds or KINDS)
     if kinds and found.kind not in kinds:
-        raise UnknownReferenceError(f"{ref!r} is one of {found.kind}", ref, remedy=f"name one of {', '.join(kinds)}")
+        remedy = f"name one of {', '.join(kinds)}"
+        raise UnknownReferenceError(f"{ref!r} is one of {found.kind}", ref, kinds, remedy=remedy)
     return found
 
 
@@ -211,7 +212,8 @@ def _not_found(store: Store, ref: str, kinds: Sequence[Kind]) -> UnknownReferenc
     else:
         remedy = "run the stage that creates it first, or see `psychocounsel list`"
     what = "artifact" if len(kinds) == len(KINDS) else f"artifact of {' or '.join(kinds)}"
-    return UnknownReferenceError(f"there is no {what} {ref!r}", ref, where=str(store.base or store.root), remedy=remedy)
+    where = str(store.base or store.root)
+    return UnknownReferenceError(f"there is no {what} {ref!r}", ref, kinds, where=where, remedy=remedy)
 
 
 def _projects_with(name: str, kinds: Sequence[Kind]) -> list[str]:
