@@ -103,7 +103,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     print("| step | seconds | of the processor | peak memory, MiB |\n|---|---|---|---|")
     for name in names:
         sides = {
-            side: {"author": author, "file": str(folder / f"{author}.jsonl")}
+            side: {"author": author, "file": str(folder / f"{author}.jsonl"), "licence": "none", "data_class": "public"}
             for side, author in (("policy", name), ("reference", "reference"))
         }
         config = EvalWinrateConfig.model_validate(

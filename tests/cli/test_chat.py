@@ -54,6 +54,8 @@ def test_base_and_tuned_model_answer_with_rewards_and_nothing_is_written(miniatu
     first, second = ended.out.split("[mini-base]")[1:]
     assert first.strip() != second.strip()  # another sample
     assert files(miniature.store) == before
+    assert "988" in ended.err  # words do not tell every danger
+    assert "988" not in ended.out
 
 
 def test_endpoint_sees_one_line_at_a_time(talk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ def chat(
     options = ChatOptions(sampling, config_of(ChatFormat, {"system_prompt": system}), seed)
     with closing(Chat(models, reward, options, open_store(store, offline))) as speakers:
         console.note("Experimental models, not counsellors. Every line is answered by itself; Ctrl-D ends.")
+        console.note(RESOURCES)  # words do not tell every danger
         try:
             for text in _lines():
                 if mentions_crisis(text):

@@ -29,7 +29,7 @@ If you or someone else may be in danger now, call the emergency number: 911 in t
 in the United Kingdom, 000 in Australia. Someone to talk to, day and night: call or text 988 in the USA and Canada;
 Samaritans, call 116 123, in the United Kingdom and Ireland; Lifeline, call 13 11 14, in Australia; elsewhere
 https://findahelpline.com. What answers here are experimental models. Nobody else reads this."""
-"""What stands before the answers to words that speak of suicide or self-harm."""
+"""What stands first, and again before the answers to words that speak of suicide or self-harm."""
 
 
 class ChatOptions(NamedTuple):

@@ -38,7 +38,7 @@ from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs,
 from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
 
-VERSION = 11
+VERSION = 12
 STAGE = "import-preferences"
 
 LAYOUT = "one_exchange"
