@@ -203,6 +203,16 @@ def test_a_judge_of_positions_is_named_before_its_win_rate(changes: dict[str, An
     assert words is None or any(line.startswith("! ") and words in line for line in named)
 
 
+@pytest.mark.parametrize(("worst", "best", "is_named"), [(0.61, 0.79, False), (0.59, 0.7, True), (0.7, 0.81, True)])
+def test_what_is_missing_is_named_where_it_may_move_the_rate_out_of_its_interval(
+    worst: float, best: float, is_named: bool
+) -> None:
+    bounds = {"missing_as_losses": rate_of(worst, n=1000), "missing_as_wins": rate_of(best, n=1000)}
+    metrics = comparison_metrics(win_rate=rate_of(0.7, n=960), missing=40, **bounds)
+    named = [line for line in warnings_of(artifact("comparisons", "c", metrics)) if "40 of 1000" in line]
+    assert bool(named) == is_named
+
+
 def test_what_cannot_be_measured_has_a_reason_and_no_number() -> None:
     controlled = {"rate": None, "length_effect": None, "sigma": None, "shorter": 0.0, "longer": 1.0, "reason": "why"}
     small = {"grief": rate_of(0.7, n=19), "sleep": rate_of(0.7, n=20)}

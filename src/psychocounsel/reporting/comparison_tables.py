@@ -50,7 +50,8 @@ def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> lis
             "it compares: models tend to favour their own (arXiv 2404.13076)."
         )
     worst, best = metrics.missing_as_losses, metrics.missing_as_wins
-    if metrics.missing > MANY_MISSING * worst.n:
+    may_leave = worst.estimate < metrics.win_rate.low or best.estimate > metrics.win_rate.high
+    if metrics.missing > MANY_MISSING * worst.n or may_leave:
         found.append(
             f"{metrics.missing} of {worst.n} comparisons have no result, and which ones may depend on the answers: if "
             f"all were lost or won, the win rate would be {100 * worst.estimate:.1f} to {percent(best.estimate)}."
