@@ -319,6 +319,15 @@ def test_rewards_of_bfloat16_weights_are_no_bfloat16_numbers(tmp_path: Path, tra
     assert torch.tensor(rewards).bfloat16().tolist() != rewards
 
 
+def test_a_reward_that_is_not_finite_is_no_reward(tmp_path: Path, trained: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(trained)
+    model.score.weight.data[:] = torch.nan
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path)
+    with pytest.raises(DataQualityError, match="not finite"):
+        raw(scorer_in(tmp_path), exchanges()[0])
+
+
 SCALE = RatingScale(1, 5, {"safety": Fraction(1, 4), "empathy": Fraction(3, 4)})
 RATINGS = (
     ({"empathy": 5, "safety": 3}, {"empathy": 2, "safety": 3}),

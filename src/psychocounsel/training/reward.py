@@ -362,6 +362,9 @@ class RewardScorer:
         """Return the reward of each exchange, in their order.
 
         `progress` is called with the number of exchanges scored so far, and of all.
+
+        Raises:
+            DataQualityError: a reward is not finite.
         """
         return self.rewards_of(self.encode(exchanges), batch_size, progress)
 
@@ -392,6 +395,12 @@ class RewardScorer:
         require_last_token_pooled(input_ids, mask, self.pad_id)
         device = self.model.device
         logits = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits  # [batch, heads]
+        if not logits.isfinite().all():
+            raise DataQualityError(
+                "the model gives a reward that is not finite",
+                where=self.meaning.location,
+                remedy="name another model: its weights are damaged, or too large for the precision of this device",
+            )
         return logits.float().tolist()
 
 
