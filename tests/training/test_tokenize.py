@@ -173,6 +173,11 @@ def test_a_model_that_thinks_first_is_asked_not_to() -> None:
     exchange = encode_exchange(tokenizer, "low", "What happened?", CHAT)
     assert tokenizer.decode(exchange.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(exchange.response_ids) == "What happened?<|eot_id|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.content }}", "{{ m.content.split('<think>')[0] }}")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% if loop.last and", "{% if '<' not in m.content and")
+    with pytest.raises(TemplateError) as refusal:
+        encode_exchange(tokenizer, "low", "<think>Oh.</think>Go on.", CHAT)
+    assert "</think>" in refusal.value.remedy
 
 
 def test_a_template_that_refuses_a_system_message_says_what_to_set() -> None:

@@ -509,7 +509,8 @@ class OnlineDpo:
             raise DataQualityError(
                 "the policy gave only empty answers",
                 where=self.config.name,
-                remedy="check that the model is instruction-tuned and has a chat template",
+                remedy="use a model that is tuned to answer in a chat; one that thinks first needs a larger "
+                "sampling.max_new_tokens",
             )
         model = model_of(self.store, writer.spec, REWARD_MODEL, self.online.reward_model, ("reward-models",))
         chat = trained_chat(self.store, model)  # its own, whatever the policy's is

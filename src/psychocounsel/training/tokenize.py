@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import LengthConfig
 from psychocounsel.errors import ConfigError, DataQualityError, InputError
-from psychocounsel.llm.types import THOUGHTS_BEGIN, without_thoughts
+from psychocounsel.llm.types import THOUGHTS_BEGIN, THOUGHTS_END, without_thoughts
 from psychocounsel.training.runtime import load_pretrained, on_this_machine, quiet_libraries
 from psychocounsel.types import Policy, PreferencePair
 
@@ -156,9 +156,10 @@ def encode_exchange(
     prompt = encode_prompt(tokenizer, speech_text, chat, history)
     whole = _apply_template(tokenizer, speech_text, response, chat, history)
     if whole[: len(prompt)] != prompt:
-        raise TemplateError(
-            "the prompt's token ids are not a prefix of the chat's", remedy="use a chat template that only appends"
-        )
+        remedy = "use a chat template that only appends"
+        if THOUGHTS_END in response:  # many templates leave them out, or write them where the prompt has ended them
+            remedy = f"leave the thoughts of a model, which end in {THOUGHTS_END}, out of the answers"
+        raise TemplateError("the prompt's token ids are not a prefix of the chat's", remedy=remedy)
     special, rest = special_ids(tokenizer), whole[len(prompt) :]
     ends = [place for place, index in enumerate(rest) if index in special]
     if not ends or cast(str, tokenizer.decode(rest[ends[0] :], skip_special_tokens=True)).strip():
