@@ -34,6 +34,7 @@ def sentences_on(service: Service) -> list[str]:
     spoken += [f"Please call {number} if you feel unsafe." for number in service.numbers]
     spoken += [f"Their page is https://www.{domain}/get-help, for any day or night." for domain in service.domains]
     spoken += [f"You may write to help@{domain} as well, and see {domain} today." for domain in service.domains]
+    spoken += [f"More is at {address} today." for address in service.addresses]
     spoken += [f"GO TO {domain.upper()} NOW." for domain in service.domains]
     return spoken
 
@@ -62,6 +63,13 @@ def test_no_sentence_on_a_listed_service_is_touched(contacts: str) -> None:
         "I hear you. See childline.org.zw or 1980.org.tw for help.",
         "I hear you. Call 116 123/0800 1111 at night.",
         "I hear you.\n\n- Hjálparsíminn: 1717",
+        "Call 1\u2011800\u2011273\u20118255, 1\u2212800\u2212656\u2212HOPE or (800) 273\u20118255.",
+        "اتصل على ٠٨٠٠٨٨٨٠٧٠٠ الآن",
+        "０１２０－７８３－５５６へ電話してください。",
+        "AASRA answers on 91-9820466726 and 022-5550 1234 at any hour.",
+        "The Vandrevala Foundation answers on 98765 43210 too.",
+        "See https://en.wikipedia.org/wiki/List_of_suicide_crisis_lines or "
+        "https://www.reddit.com/r/SuicideWatch/wiki/hotlines?utm=1 for your country.",
     ],
 )
 def test_what_may_be_a_crisis_service_stays_when_in_doubt(text: str) -> None:

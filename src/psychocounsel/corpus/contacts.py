@@ -133,9 +133,21 @@ def _url(match: re.Match[str]) -> Span:
 
 # --- Phone numbers --------------------
 
+# In numbers only: digits of other scripts, and hyphens that break no line, as models write them.
+_SIGNS = dict(zip("\u2010\u2011\u2012\u2212\uff0d\uff08\uff09\uff0b", "-----()+", strict=True))
+_OTHER_SIGN = re.compile(rf"[{''.join(_SIGNS)}]|(?![0-9])\d")
+
+
+def with_ascii_numbers(text: str) -> str:
+    """Return the text with ASCII for digits of other scripts, dashes and wide brackets; all keep their places."""
+    if text.isascii():
+        return text
+    return _OTHER_SIGN.sub(lambda sign: _SIGNS.get(sign.group()) or str(int(sign.group())), text)
+
+
 # North America for every run of digits, the others where it begins as theirs do at home.
 _HOME_REGION = "US"
-_REGIONS_ABROAD = ("GB", "IE", "FR", "BE", "NL", "DE", "AT", "CH", "AU", "NZ", "ZA", "IN")
+_REGIONS_ABROAD = ("GB", "IE", "FR", "BE", "NL", "DE", "AT", "CH", "AU", "NZ", "ZA", "IN", "JP", "KR")
 _BEGINS_ABROAD = re.compile(r"\(?0|1[38]00")
 _NOT_BEFORE = r"(?<![0-9$€£+])(?<![0-9][.,:/\u2013-])"
 _NOT_BEHIND = r"(?![0-9]|[.,:/%][0-9])"
@@ -189,6 +201,7 @@ def phone_numbers(text: str) -> Sequence[Span]:
     in some other countries; one grouped as in North America; one spelt in letters; and any other run of seven
     to fifteen digits where the text says to call it.
     """
+    text = with_ascii_numbers(text)
     if not _MANY_DIGITS.search(text):
         return []
     digits: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from pydantic import Field
 from psychocounsel.config.base import OneOrMore, Several
 from psychocounsel.config.components import Settings
 from psychocounsel.config.loading import load_config
-from psychocounsel.corpus.contacts import CALLED_ABROAD, holds, phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import CALLED_ABROAD, holds, phone_numbers, web_addresses, with_ascii_numbers
 from psychocounsel.corpus.text import Span, blanked, either, sentences
 from psychocounsel.types import Turn
 
@@ -21,14 +21,19 @@ BUNDLED = Path(__file__).resolve().parent / "crisis_services.yaml"
 
 _Number = Annotated[str, Field(pattern=r"^[0-9A-Z .-]*[0-9][0-9A-Z .-]*$")]
 _Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")]
+_Address = Annotated[str, Field(pattern=r"^[a-z0-9._-]+(@[a-z0-9.-]+|(/[a-z0-9._-]+)+)$")]
 
 
 class Service(Settings):
-    """One service, with its numbers and the domains of its pages and mail addresses."""
+    """One service, with its numbers and the domains of its pages and mail addresses.
+
+    `addresses` are those under domains that are not its own: a mail address, or a page without `https://www.`.
+    """
 
     name: Annotated[str, Field(min_length=2)]
     numbers: Several[_Number] = ()
     domains: Several[_Domain] = ()
+    addresses: Several[_Address] = ()
 
 
 class Country(Settings):
@@ -89,10 +94,12 @@ class CrisisServices:
         self._numbers: dict[str, bool] = {}  # as they are dialled -> whether one counts anywhere
         names: set[str] = set()
         self._domains: set[str] = set()
+        self._addresses: set[str] = set()
         for country in (each for file in files for each in file.countries):
             for service in country.services:
                 names.add(service.name.removeprefix("The "))
-                self._domains.update(map(str.lower, service.domains))
+                self._domains.update(service.domains)
+                self._addresses.update(service.addresses)
                 for number in service.numbers:
                     written = re.sub(r"[^0-9A-Z]", "", number)
                     for key in (written, written.translate(_KEYPAD)):
@@ -107,6 +114,7 @@ class CrisisServices:
         A number of fewer than six digits counts only near words such as "call" or "hotline", or behind the name of a
         service, and not as a part of a longer one: `123` is no service's in `+63 917 123 4567`.
         """
+        text = with_ascii_numbers(text)
         found: dict[int, int] = {}
         position = 0
         for begin in _NUMBER_BEGINS.finditer(text):
@@ -158,8 +166,8 @@ class CrisisServices:
     def told_apart(self, text: str) -> tuple[list[tuple[int, int]], list[Span]]:
         """Return where numbers and addresses of services stand, and all other contacts, both sorted.
 
-        In doubt a number is a service's: any in a sentence that speaks of a crisis, a hotline or an emergency, unless
-        it is somebody's own.
+        In doubt a number is a service's: any in a sentence that speaks of a crisis, a hotline or an emergency, or names
+        a service, unless it is somebody's own.
         """
         pages = self.pages(text)
         ours = [*pages]
@@ -171,24 +179,33 @@ class CrisisServices:
                 ours.append((address.start, address.end))
             else:
                 others.append(address)
+        text = with_ascii_numbers(text)
         if _DIGIT.search(text):
             ours += self.numbers(text)
-            speaks = speaks_of_crisis(text)
             for phone in phone_numbers(blanked(text, [*ours, *others], _NOT_IN_NUMBERS)):
                 # "116 123/0800 1111"
                 numbers = (_NO_DIGIT.sub("", each) for each in text[phone.start : phone.end].split("/"))
                 is_listed = all(number in self._numbers for number in numbers)
-                if is_listed or (speaks and _may_be_a_service(_sentence_at(text, phone.start))):
+                if is_listed or self._may_own(_sentence_at(text, phone.start)):
                     ours.append((phone.start, phone.end))
                 else:
                     others.append(phone)
         return sorted(ours), sorted(others, key=lambda each: each.start)
+
+    def _may_own(self, sentence: str) -> bool:
+        """Return whether a number in a sentence may be a service's: Kiran may be a person, KIRAN is a service."""
+        if _SOMEBODYS_OWN.search(sentence):
+            return False
+        names = (match.group() for match in self._names.finditer(sentence))
+        return speaks_of_crisis(sentence) or any(" " in name or (name.isupper() and len(name) > 3) for name in names)
 
     def owns(self, address: str) -> bool:
         """Return whether a web or mail address, or a link such as `tel:988`, is a service's."""
         if number := _NUMBER_LINK.match(address):
             return re.sub(r"[^0-9A-Z+]", "", number[1].upper()) in self._numbers
         host = re.sub(r"^[a-z]+://|^mailto:", "", address.lower())
+        if re.split("[?#]", host.removeprefix("www."), maxsplit=1)[0].rstrip("/") in self._addresses:
+            return True
         labels = re.split(r"[/?#:!,]", host, maxsplit=1)[0].rpartition("@")[2].rstrip(".-").split(".")
         return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
 
@@ -202,10 +219,6 @@ def crisis_services(*own: Path) -> CrisisServices:
 def speaks_of_crisis(text: str) -> bool:
     """Return whether a text has a word for a crisis, a hotline or an emergency, by which a number is a service's."""
     return _SPEAKS_OF_CRISIS.search(text) is not None
-
-
-def _may_be_a_service(sentence: str) -> bool:
-    return speaks_of_crisis(sentence) and _SOMEBODYS_OWN.search(sentence) is None
 
 
 def _sentence_at(text: str, position: int) -> str:
@@ -228,7 +241,7 @@ def _ways_to_dial(key: str, calling_code: str | None) -> list[str]:
         return [key]
     if calling_code == _NORTH_AMERICA:
         return [prefix + key.removeprefix("1") for prefix in ("", "1", "+1", "001")]
-    abroad = (f"{prefix}{calling_code}{zero}" for prefix in ("+", "00") for zero in ("", "0"))
+    abroad = (f"{prefix}{calling_code}{zero}" for prefix in ("+", "00", "") for zero in ("", "0"))
     return [key, *(prefix + key.lstrip("0") for prefix in abroad)]
 
 
