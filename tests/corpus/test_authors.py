@@ -41,7 +41,8 @@ tangled = st.lists(pieces, max_size=14).map(" ".join)
         (f"{PAGE}christopher-michael-ph-d?x=1", "Christopher Michael"), ("Dr. Jane Doe", "Jane Doe"),
         (f"{PAGE}vivian-d-echevarria-guzman-msc-lpc-s-ncc", "Vivian D Echevarria Guzman"),
         ("Amy Higgs OTR/L, CLT", "Amy Higgs"), ("Richie (Yerachmiel) Donowitz", "Richie Donowitz"),
-        ("Jos\u00e9 P\u00e9rez", "Jos\u00e9 P\u00e9rez"),
+        ("Jos\u00e9 P\u00e9rez", "Jos\u00e9 P\u00e9rez"), ("Roe, Jane", "Jane Roe"), ("Roe, Jane, PhD", "Jane Roe"),
+        ("Prof. Dr. med. Hans M\u00fcller", "Hans M\u00fcller"), ("Dipl.-Psych. Anna Weber", "Anna Weber"),
     ],
 )  # fmt: skip
 def test_an_author_that_is_a_person_has_a_full_name(author: str, name: str) -> None:
@@ -54,6 +55,7 @@ def test_an_author_that_is_a_person_has_a_full_name(author: str, name: str) -> N
         "gpt-4o", "gpt-4o-2024-08-06", "llama-3.1-8b", "author-3", "meta-llama/Llama-3.1-8B-Instruct", "deepseek-chat",
         "mistralai/Mistral-Large", "claude-opus", "human", "Jane", "therapist-a", "sft-model", "", "J. K.",
         f"{PAGE}able-counseling-services-llc", f"{PAGE}2nd-chance-counseling-service-online", "online 1",
+        "Roe, LMFT, CAP",
     ],
 )  # fmt: skip
 def test_models_practices_and_single_words_are_no_people(author: str) -> None:
@@ -73,6 +75,11 @@ def test_a_phrase_is_no_person_unless_the_source_says_so(label: str) -> None:
     unlisted = person("Xio Qusp", "person")
     assert unlisted is not None
     assert (unlisted.name, unlisted.certain, person("Xio Qusp")) == ("Xio Qusp", True, None)
+
+
+def test_the_role_of_all_authors_is_no_name_that_texts_lose() -> None:
+    known = KnownPeople.of([person(label, "person") for label in ("mental health counselor", "good listener")])
+    assert known.find("Mental health is hard, and Mental Health Week helps; be a good listener.") == []
 
 
 def test_a_name_of_doubt_counts_in_capitals_only() -> None:

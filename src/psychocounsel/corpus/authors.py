@@ -26,6 +26,7 @@ _CLOSINGS, _FAREWELLS = word_list("closings"), word_list("farewells")
 
 _PAGE = re.compile(r"^(?:https?://|www\.)", re.IGNORECASE)
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
+_SMALL_TITLE = re.compile(r"[a-z]+\.")  # "Dr. med."
 _BRACKETED = re.compile(r"\([^)]*\)")
 _MAX_NAME_WORDS, _MIN_NAME_WORDS = 5, 2
 
@@ -47,8 +48,10 @@ def author_name(author: str) -> str | None:
             words = words[:-1]  # the second of its name
         words = [word.capitalize() for word in _bare_name(words)]
     else:
-        words = _bare_name(_BRACKETED.sub(" ", text.partition(",")[0]).split())
-        words = [word.strip(".-") for word in words if word.strip(".-")]
+        first, second, *_ = (*_BRACKETED.sub(" ", text).split(","), "")
+        if len(first.split()) == 1 and bare(second) not in _CREDENTIALS:  # "Roe, Jane"
+            first = f"{second} {first}"
+        words = [word.strip(".-") for word in _bare_name(first.split()) if word.strip(".-")]
     is_name = _MIN_NAME_WORDS <= len(words) <= _MAX_NAME_WORDS and len(words[0]) > 1
     return " ".join(words) if is_name and not _is_no_person(words) else None
 
@@ -64,7 +67,8 @@ def person(author: str, author_is: AuthorIs | None = None) -> Person | None:
     """Return the person behind the label of an author, or None for a model, a practice or a phrase.
 
     Unless the source says what its authors are, a label is a person's by evidence: a page of their own, a title or
-    credentials, a listed given name, or a listed surname. "Family Member" and "Deep Breathing" have none.
+    credentials, a listed given name, or a listed surname. "Family Member" and "Deep Breathing" have none. What the
+    source calls a person is one, unless it is all ordinary words: "mental health counselor" gives no name.
     """
     name = None if author_is == "model" else author_name(author)
     if name is None:
@@ -72,10 +76,14 @@ def person(author: str, author_is: AuthorIs | None = None) -> Person | None:
     words = re.split("[ -]", name)
     around = {bare(word).replace("-", "") for word in re.split(r"[\s,-]+", author)} - set(name.lower().split())
     is_titled = not around.isdisjoint(_TITLES | _CREDENTIALS)
-    certain = author_is == "person" or is_titled or _PAGE.match(author) is not None or not GIVEN.isdisjoint(words)
-    ordinary = any(word.lower() in NOT_NAMES for word in words)
+    said = author_is == "person" and not author.islower()
+    certain = is_titled or _PAGE.match(author) is not None or not GIVEN.isdisjoint(words)
+    ordinary = sum(word.lower() in NOT_NAMES for word in words)
     listed = words[0] in AMBIGUOUS or not SURNAMES.isdisjoint(words)
-    return Person(name, certain) if certain or (listed and not ordinary) else None
+    is_named = listed and not ordinary
+    if author_is == "person":
+        is_named = listed or ordinary < len(words)
+    return Person(name, certain or said) if certain or is_named else None
 
 
 def _is_no_person(words: Sequence[str]) -> bool:
@@ -84,7 +92,7 @@ def _is_no_person(words: Sequence[str]) -> bool:
 
 def _bare_name(words: list[str]) -> list[str]:
     """Drop titles before a name, and everything from the first credential after two of its words."""
-    while words and bare(words[0]) in _TITLES:
+    while words and (bare(words[0]) in _TITLES or _SMALL_TITLE.fullmatch(words[0])):
         words = words[1:]
     for at, word in enumerate(words):
         joined = bare(word) + (bare(words[at + 1]) if at + 1 < len(words) and len(bare(word)) <= 3 else "")
