@@ -324,3 +324,17 @@ def test_conversations_with_the_same_opening_words_are_in_one_split(tmp_path: Pa
     source = {"path": path, "conversation": BY_ID, "columns": {"text": "turn.text", "history": "turn.history"}}
     corpus = made(tmp_path, source, split=ALL_TRAIN).speeches
     assert (corpus.metrics["splits"]["train"], corpus.metrics["clusters"]) == (3, 1)
+
+
+def test_conversations_that_a_common_answer_joins_are_told(tmp_path: Path) -> None:
+    common = "I really do not know what I could say to that, honestly."
+    talks: list[dict[str, str]] = []
+    for at in range(40):
+        words = [speech(10 * at + each) for each in range(3)] + ([common] if at < 15 else [])
+        talks += messages(f"t{at}", [each for text in words for each in (("client", text), ("therapist", "I see."))])
+    path = write_jsonl(tmp_path / "talks.jsonl", *talks)
+    source = {"path": path, "conversation": BY_ID, "columns": {"text": "turn.text", "history": "turn.history"}, **TERMS}
+    given = {"name": "talks", "speeches": [source], "cleaning": {"min_chars": 1}}
+    speeches = make_corpus(config_of(CorpusConfig, given), Store(tmp_path / "store")).speeches
+    assert any("60 of 135 speeches are one cluster in one split" in warning for warning in speeches.warnings)
+    assert speeches.metrics["splits"]["test"] < 20

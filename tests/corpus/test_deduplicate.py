@@ -302,6 +302,15 @@ def test_splits_hold_whole_clusters(seed: int, count: int, test_share: float, de
     assert again == [splits[at] for at in order]
 
 
+def test_a_cluster_of_most_speeches_is_trained_on() -> None:
+    ids = np.array([*range(20), *[20] * 80], dtype=np.uint64)
+    for seed in range(20):
+        splits = assign_splits(ids, ["grief"] * 100, SplitConfig(test_share=0.1, dev_share=0.05, seed=seed))
+        assert Counter(splits) == {"train": 85, "test": 10, "dev": 5}
+    # Nothing else could be tested on.
+    assert set(assign_splits(ids[15:], [""] * 85, SplitConfig(test_share=0.1, dev_share=0))) == {"train", "test"}
+
+
 def test_every_topic_gives_its_share() -> None:
     topics = ["grief"] * 10 + ["sleep"] * 20 + ["work"] * 70
     splits = assign_splits(alone(100), topics, SplitConfig(test_share=0.2, dev_share=0.1))

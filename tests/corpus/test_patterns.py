@@ -1,5 +1,6 @@
 """What the pattern engine finds, what it must leave, and how it treats crisis lines."""
 
+# ruff: noqa: RUF001 - full-width marks are those of Chinese
 import re
 from collections import Counter
 
@@ -63,6 +64,11 @@ NUMBERS = [
     (
         "我的微信是@lone.wolf_88加我, 感谢u/sad-cat_9和 @小明同学",
         "我的微信是[HANDLE_1]加我, 感谢[HANDLE_2]和 [HANDLE_3]",
+    ),
+    ("@好的关系，当然是互相尊重的。@快乐的鱼：你好", "@好的关系，当然是互相尊重的。[HANDLE_1]：你好"),
+    (
+        "我叫Anna，她叫Mary Smith，大师Michele McDonald总结的。",
+        "我叫[PERSON_1]，她叫[PERSON_2]，大师[PERSON_3]总结的。",
     ),
     ("Mein Handy ist aus. Ich wohne in PO Box 123.", "Mein Handy ist aus. Ich wohne in [ADDRESS_1]."),
     ("my username is jörg_88, his account: иван_1", "my username is [HANDLE_1], his account: [HANDLE_2]"),

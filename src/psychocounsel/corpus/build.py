@@ -58,6 +58,7 @@ VERSION = 31
 _TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
 _TEMPLATE_SPEECHES, _TEMPLATE_SHARE = 20, 0.1
+_TALKS_SHARE = 0.25
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of work with a label and a total: a context that yields `advance(count)`."""
@@ -187,6 +188,13 @@ def _build_speeches(
         writer.warnings.append(
             f"{largest} of {len(speeches)} speeches are near-duplicates of each other, as texts from one template "
             "are; they are one cluster in one split (split.near_duplicate_similarity)"
+        )
+    elif (joined := int(np.unique(clusters, return_counts=True)[1].max())) > max(
+        _TEMPLATE_SPEECHES, _TALKS_SHARE * len(speeches)
+    ):
+        writer.warnings.append(
+            f"{joined} of {len(speeches)} speeches are one cluster in one split: a conversation stays together, and "
+            "so do all that share a near-duplicate; a larger cleaning.min_chars leaves out what many have in common"
         )
     by_split = Counter(zip(splits, speeches.topics, strict=True))
     # A source stands once, though several of its columns may be read.

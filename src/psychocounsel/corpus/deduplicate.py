@@ -8,6 +8,7 @@ in nine is, at 0.6 one in a hundred, at 0.7 one in six thousand. Speeches that s
 found.
 """
 
+import math
 import re
 from array import array
 from collections import defaultdict
@@ -245,6 +246,8 @@ def with_conversations(clusters: Hashes, speeches: Iterable[Speech], conversatio
 
 # --- Splits --------------------
 
+_MOST_OF_A_SHARE = 2
+
 
 def assign_splits(
     cluster_ids: Hashes, topics: Sequence[str], config: SplitConfig, given: Sequence[str] = ()
@@ -253,7 +256,8 @@ def assign_splits(
 
     Within a topic, clusters are sorted by a hash of seed and cluster id and fill test, then dev, then train;
     what one topic lacks in whole clusters, the next one adds. A cluster with several topics counts for the first in the
-    alphabet. The order of the speeches makes no difference.
+    alphabet. One of more than twice a split's share is trained on, unless the split would be empty. The order of the
+    speeches makes no difference.
 
     `given` are the splits that sources name, empty for none; a cluster with several belongs to test before dev, and to
     dev before train. Where none is given as dev, or as test, those of train may fill it.
@@ -273,26 +277,31 @@ def assign_splits(
     by_topic: dict[str, list[int]] = defaultdict(list)
     for at, topic in enumerate(topic_of):
         by_topic[topic].append(at)
-    split_of = [""] * len(unique)
-    filled = dict.fromkeys(SPLITS, 0)
-    seen = 0
-    for topic in sorted(by_topic):
-        seen += int(sizes[by_topic[topic]].sum())
-        wanted = {"test": round(config.test_share * seen), "dev": round(config.dev_share * seen)}
-        for at in sorted(by_topic[topic], key=lambda at: content_id("split", str(config.seed), f"{unique[at]:016x}")):
-            own = given_to.get(at, "")
-            may_fill = (name for name, size in wanted.items() if filled[name] < size and name in fillable.get(own, ()))
-            split_of[at] = next(may_fill, own or "train")
-            filled[split_of[at]] += int(sizes[at])
+    order = {at: content_id("split", str(config.seed), f"{each:016x}") for at, each in enumerate(unique)}
     is_trained_on = config.test_share + config.dev_share < 1
     required = {"train": is_trained_on, "dev": config.dev_share > 0, "test": config.test_share > 0}
-    if empty := [name for name in SPLITS if required[name] and not filled[name]]:
-        raise DataQualityError(
-            f"no speech is left for {' and '.join(empty)}: {seen} were kept",
-            where="corpus.split",
-            remedy="add speeches, loosen cleaning, or change the shares",
-        )
-    return [split_of[at] for at in place]
+    shares = {"test": config.test_share, "dev": config.dev_share}
+    for most in (_MOST_OF_A_SHARE, math.inf) if is_trained_on else (math.inf,):
+        largest = {name: most * share * len(topics) for name, share in shares.items()}
+        split_of = [""] * len(unique)
+        filled = dict.fromkeys(SPLITS, 0)
+        seen = 0
+        for topic in sorted(by_topic):
+            seen += int(sizes[by_topic[topic]].sum())
+            wanted = {name: round(share * seen) for name, share in shares.items()}
+            for at in sorted(by_topic[topic], key=order.__getitem__):
+                own = given_to.get(at, "")
+                open_to = (name for name in wanted if name in fillable.get(own, ()) and sizes[at] <= largest[name])
+                split_of[at] = next((name for name in open_to if filled[name] < wanted[name]), own or "train")
+                filled[split_of[at]] += int(sizes[at])
+        empty = [name for name in SPLITS if required[name] and not filled[name]]
+        if not empty:
+            return [split_of[at] for at in place]
+    raise DataQualityError(
+        f"no speech is left for {' and '.join(empty)}: {len(topics)} were kept",
+        where="corpus.split",
+        remedy="add speeches, loosen cleaning, or change the shares",
+    )
 
 
 # --- Spans shared with a benchmark --------------------

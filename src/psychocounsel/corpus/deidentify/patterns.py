@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from psychocounsel.config.corpus import Entity
-from psychocounsel.corpus.contacts import phone_numbers, web_addresses
+from psychocounsel.corpus.contacts import UNSPACED, phone_numbers, web_addresses
 from psychocounsel.corpus.deidentify.affiliations import affiliations
 from psychocounsel.corpus.deidentify.words import (
     AMBIGUOUS,
@@ -67,7 +67,7 @@ SIGN_OFF_CHARS = 80
 JOINED = re.compile(rf",? (?:and|&) (?P<name>{NAME})(?!\w)")
 MORE_OF_NAME = re.compile(
     rf"(?: [{UPPER}]\.?(?= {NAME}))?(?: (?:de|la|le|van|von|der|den|del|bin|al|el|di|da|dos|y)\b){{0,2}} "
-    rf"(?P<more>{NAME})(?!\w)"
+    rf"(?P<more>{NAME})(?!\w(?<!{UNSPACED.pattern}))"
 )
 SPEAKS = re.compile(r" (?:said|says|told|tells|asked|asks|texted|texts|yelled)\b| and I\b")
 ACTS = re.compile(
@@ -89,7 +89,8 @@ TIMES = frozenset(("in", "since", "last", "next", "this", "every", "until", "til
 
 # --- Finding names --------------------
 
-_CAPITALISED = re.compile(rf"(?<![\w@#/]){NAME}(?![\w@])")
+# Nothing parts a name from a script without spaces: `我叫Anna。`
+_CAPITALISED = re.compile(rf"(?<![\w@#/](?<!{UNSPACED.pattern})){NAME}(?![\w@](?<!{UNSPACED.pattern}))")
 _WORD = re.compile(r"(?<![\w@#/'\u2019-])[^\W\d_]{2,}(?![\w@])")
 _NAMES_LOWER = SURNAMES_LOWER | GIVEN_LOWER
 _LISTED = {name for name in AMBIGUOUS | SURNAMES if name.lower() not in NOT_NAMES}
@@ -269,10 +270,11 @@ _LOCAL_PHONE = re.compile(
     r"(?<![\w$-])(?P<number>\d{3}[-.]\d{4})(?![\w-])",
     re.IGNORECASE,
 )
-_ACCOUNT = r"[^\W\u0e00-\u0eff\u3000-\uffef]"  # not of a script without spaces: there the sentence goes on
+# In a script without spaces the sentence goes on behind an account, unless a space or a colon ends it.
+_ACCOUNT = r"[^\W\u0e00-\u0eff\u3000-\uffef]"
 _HANDLE = re.compile(
     rf"(?<![@.&/$-])(?:(?<!{_ACCOUNT})(?:@(?!\d){_ACCOUNT}{{3,30}}(?:\.{_ACCOUNT}{{1,29}})*|/?u/[A-Za-z0-9_-]{{3,20}})"
-    rf"(?!{_ACCOUNT}|@)|(?<!\w)@[^\W\d]\w{{2,29}}(?:\.\w{{1,29}})*(?![\w@]))"
+    rf"(?!{_ACCOUNT}|@)|(?<!\w)@[^\W\d]\w{{1,14}}(?=[\s:\uff1a]|\Z))"
 )
 _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 # A plain word after `my snapchat is` may be anything; a digit, a dot or an underscore makes it an account.

@@ -34,4 +34,5 @@ ORDINARY_CAPITALISED = frozenset(word.capitalize() for word in NOT_NAMES - AMBIG
 LISTS_DIGEST = digest_of_files(LISTS, sorted(path.name for path in LISTS.glob("*.txt")))
 
 UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143\u015a\u015e\u0160\u0179\u017b\u017d"
-NAME = rf"[{UPPER}](?:[^\W\d_]|['\u2019-](?=[{UPPER}])){{1,40}}"
+# Of Latin letters: in a script without spaces the sentence goes on behind a name.
+NAME = rf"[{UPPER}](?:[A-Za-z\u00c0-\u024f\u1e00-\u1eff]|['\u2019-](?=[{UPPER}])){{1,40}}"
