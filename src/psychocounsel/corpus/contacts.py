@@ -134,7 +134,7 @@ def _url(match: re.Match[str]) -> Span:
 # --- Phone numbers --------------------
 
 # In numbers only: digits of other scripts, and hyphens that break no line, as models write them.
-_SIGNS = dict(zip("\u2010\u2011\u2012\u2212\uff0d\uff08\uff09\uff0b", "-----()+", strict=True))
+_SIGNS: dict[str, str] = dict(zip("\u2010\u2011\u2012\u2212\uff0d\uff08\uff09\uff0b", "-----()+", strict=True))
 _OTHER_SIGN = re.compile(rf"[{''.join(_SIGNS)}]|(?![0-9])\d")
 
 

@@ -281,6 +281,7 @@ def assign_splits(
     is_trained_on = config.test_share + config.dev_share < 1
     required = {"train": is_trained_on, "dev": config.dev_share > 0, "test": config.test_share > 0}
     shares = {"test": config.test_share, "dev": config.dev_share}
+    empty: list[str] = []
     for most in (_MOST_OF_A_SHARE, math.inf) if is_trained_on else (math.inf,):
         largest = {name: most * share * len(topics) for name, share in shares.items()}
         split_of = [""] * len(unique)
