@@ -153,24 +153,15 @@ def _with_schemas(texts: dict[str, str], recipe: Path) -> dict[str, str]:
 
 
 def _with_rubric(texts: dict[str, str]) -> dict[str, str]:
-    """Return the files with a copy of the rubric by which the judges judge that name none, and that name it then."""
+    """Return the files with a copy of the rubric that the bundled recipes name, where a judge names it."""
     from psychocounsel.config.components import JudgeConfig
     from psychocounsel.judging.rubric import load_rubric
 
-    named = {
-        file: re.sub(
-            r"^( *)judge:( *#.*)?\n +(?=backend:)",
-            rf"\g<1>judge:\g<2>\n\g<1>  rubric: {RUBRIC}\n\g<1>  ",
-            re.sub(r"^( *judge: \{)(?=backend:)", rf"\g<1>rubric: {RUBRIC}, ", text, flags=re.MULTILINE),
-            flags=re.MULTILINE,
-        )
-        for file, text in texts.items()
-        if not file.startswith("eval-crisis")  # whose questions are no ratings
-    }
-    if all(named[file] == texts[file] for file in named):
+    bundled = JudgeConfig().rubric
+    named = {file: text.replace(f"rubric: {bundled}", f"rubric: {RUBRIC}") for file, text in texts.items()}
+    if named == texts:
         return texts
-    source = Path(load_rubric(JudgeConfig().rubric).source)
-    return {**texts, **named, RUBRIC: source.read_text(encoding="utf-8")}
+    return {**named, RUBRIC: Path(load_rubric(bundled).source).read_text(encoding="utf-8")}
 
 
 def _renamed(text: str, prefix: str, name: str) -> str:
