@@ -1,6 +1,5 @@
 """`list`, `show`, `verify` and `diff`, and the last line of a stage."""
 
-import ctypes
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from miniature import write_yaml
 from psychocounsel.reporting.artifact_tables import tables
 from psychocounsel.reporting.tables import as_text
 from psychocounsel.store.store import Store
-from running import ENVIRONMENT, Cli, Miniature, Warm, await_until, write_listed
+from running import ENVIRONMENT, Cli, Miniature, Warm, await_until, drop_override, write_listed
 
 
 def test_list_has_a_header_and_the_rows_and_key_metric_of_every_artifact(miniature: Miniature, cli: Cli) -> None:
@@ -251,12 +250,6 @@ def test_a_config_that_lies_alone_has_a_next_command_too(
 def test_report_alone_ends_with_its_path(miniature: Miniature, cli: Cli) -> None:
     last = cli("report", miniature.recipe / "report.yaml", "--store", miniature.store).out.splitlines()[-1]
     assert last == f"report: {next(miniature.store.glob('reports/*/report.html')).resolve()}"
-
-
-def drop_override() -> None:
-    """Have the permissions of files bind root, too: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability)
 
 
 def test_a_read_only_store_is_run_again_and_reported(miniature: Miniature, store: Path, tmp_path: Path) -> None:

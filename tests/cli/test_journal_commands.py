@@ -1,6 +1,9 @@
 """`journal export`, `import` and `verify`."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from psychocounsel.llm.endpoints import JOURNAL_FILE
 from psychocounsel.llm.journal import Entry, Journal
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.types import ReplyStatus
+from running import ENVIRONMENT, drop_override
 
 
 @pytest.fixture
@@ -33,6 +37,23 @@ def test_replies_travel_from_store_to_store(store: Path, tmp_path: Path) -> None
     assert said == "imported 2 of 2 replies; the others were known\n"
     assert "imported 0 of 2" in call("import", file, "--store", tmp_path / "other").output
     assert call("verify", "--store", tmp_path / "other").output == "2 replies intact, 0 damaged\n"
+
+
+def test_a_journal_is_read_where_nothing_can_be_written(store: Path, tmp_path: Path) -> None:
+    folder = (store / JOURNAL_FILE).parent
+    read = [sys.executable, "-m", "psychocounsel", "journal", "verify", "--store", str(store)]
+
+    def verify() -> str:
+        folder.chmod(0o500)
+        env = {**os.environ, **ENVIRONMENT}
+        done = subprocess.run(read, capture_output=True, text=True, check=False, env=env, preexec_fn=drop_override)
+        folder.chmod(0o700)
+        return done.stdout + done.stderr
+
+    assert verify() == "2 replies intact, 0 damaged\n"
+    with Journal(store / JOURNAL_FILE) as journal:  # another run is at work, or was killed
+        journal.record_many([Entry("c", ChatReply(ReplyStatus.VALID, "three", "judge-1", 10, 3))])
+        assert verify() == "3 replies intact, 0 damaged\n"
 
 
 def test_lost_responses_travel_too(store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -85,7 +86,7 @@ def open_journal(store: Store) -> Journal:
 
 
 def existing_journal(store: Store) -> Journal:
-    """Return the store's journal of replies.
+    """Return the store's journal of replies, to read it; the store may be read-only.
 
     Raises:
         InputError: there is none.
@@ -94,7 +95,7 @@ def existing_journal(store: Store) -> Journal:
     if not path.is_file():
         remedy = "give the store of a run that used an endpoint"
         raise InputError("there is no journal of replies", where=str(path), remedy=remedy)
-    return open_journal(store)
+    return Journal(path, reads_only=not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)))
 
 
 def open_endpoint(endpoint: EndpointConfig, store: Store) -> StructuredOutputModel:

@@ -198,14 +198,14 @@ class Journal:
     """The journal file at `path` (for its user alone, or as `umask` says); use it as a context manager.
 
     Several threads may call it: a lock guards the one connection. Several processes may share the file: SQLite
-    serialises their commits.
+    serialises their commits. One that `reads_only` need not be able to write the file, or in its folder.
 
     Raises:
         StoreError: the file is no journal, is damaged, or is held by another run.
         IncompleteError: the disk is full or fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, reads_only: bool = False) -> None:
         self.path = path
         self.damaged_rows = 0
         self._lock = threading.Lock()
@@ -214,17 +214,24 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             if _is_emptied(path):
                 raise self._damaged("a run has used it, and the file is empty")  # SQLite would delete its -wal file
-            mode = 0o666 & ~umask()
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
-            if S_IMODE(path.stat().st_mode) != mode:  # only its owner may change it
-                path.chmod(mode)
+            if reads_only:
+                # SQLite would write a -wal file just to read, unless told that there is none and will be none.
+                is_in_use = path.with_name(f"{path.name}-wal").exists()
+                name = f"{path.resolve().as_uri()}?mode=ro{'' if is_in_use else '&immutable=1'}"
+            else:
+                name = str(path)
+                mode = 0o666 & ~umask()
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
+                if S_IMODE(path.stat().st_mode) != mode:  # only its owner may change it
+                    path.chmod(mode)
             self._connection = sqlite3.connect(
-                path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+                name, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False, uri=reads_only
             )
         # A flipped byte must not end in a decoding error: the checksum finds it.
         self._connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
-            self._prepare()
+            if not reads_only:
+                self._prepare()
         except StoreError:
             self._connection.close()
             raise
