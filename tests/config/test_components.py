@@ -47,7 +47,7 @@ LEFT_OUT = {
     "ModelJudgeConfig": {"batch", "batch_size", "pilot"},
     "OnlineConfig": {"keep", "stop_when"},
     "OptimisationConfig": {"per_device_batch_size", "gradient_checkpointing", "packing", "save_every_steps", "tracker"},
-    "ResponderConfig": {"max_missing_share"},
+    "ResponderConfig": {"max_missing_share", "several_answers"},
     "SamplerConfig": {"gpu_memory_utilization", "start_seconds"},
     "SamplingConfig": {"batch_size"},
     "SftConfig": {"tracker"},

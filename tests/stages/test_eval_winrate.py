@@ -14,7 +14,13 @@ from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
 from psychocounsel.store.artifacts import Artifact
-from psychocounsel.store.schemas import read_candidates, read_comparisons, read_row_provenance, read_speeches
+from psychocounsel.store.schemas import (
+    read_candidates,
+    read_comparisons,
+    read_row_provenance,
+    read_speeches,
+    speeches_in,
+)
 from psychocounsel.store.store import Store
 from running import Cli, Ended, Miniature
 
@@ -270,6 +276,27 @@ class TestDraws:
         neither = evaluate(cli, miniature, store, *from_file, "policy.sampling.temperature=0.0")
         assert neither.code == 2
         assert "neither side's answers vary" in neither.err
+
+    def test_several_answers_in_a_file_are_draws(
+        self, miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
+    ) -> None:
+        held_out = speeches_in(Store(store).artifacts("speeches")[-1], "test")
+        said = tmp_path / "said.jsonl"
+        texts = ("Oh.", "Ah.", "Not asked for.")
+        said.write_text(
+            "".join(json.dumps({"speech": each.text, "response": a}) + "\n" for each in held_out for a in texts)
+        )
+        drawn = {"author": "said", "file": str(said), "several_answers": True, **TERMS}
+        ended = evaluate(
+            cli, miniature, store, f"reference={json.dumps(drawn)}", "policy.sampling.temperature=0.0", "draws=2"
+        )
+        assert ended.code == 0, ended.err
+        assert f"{len(held_out)} speeches, 2 draws each" in ended.out
+        assert "the first counts" not in ended.out
+        answered = read_candidates(Store(store).open(newest(store).parent("reference answers")))
+        assert {(each.speech_id, each.draw, each.text) for each in answered} == {
+            (each.id, draw, texts[draw]) for each in held_out for draw in (0, 1)
+        }
 
     def test_a_refused_draw_is_missing_and_asked_again(self, miniature: Miniature, cli: Cli, store: Path) -> None:
         with ChatServer(refuse_first(1)) as server:

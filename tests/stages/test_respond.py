@@ -145,6 +145,20 @@ class TestFile:
         ):
             answers(responder.model_copy(update={"max_missing_share": 0.7}), session)
 
+    def test_several_answers_are_draws_and_those_that_lack_are_missing(self, tmp_path: Path, session: Session) -> None:
+        path = tmp_path / "said.csv"
+        said = [(SPEECHES[0].text, "One."), (SPEECHES[1].text, "Alone."), (SPEECHES[0].text, "One.")]
+        path.write_text("speech,response\n" + "".join(f'"{one}",{other}\n' for one, other in said), encoding="utf-8")
+        terms = {"licence": "mit", "data_class": "public", "max_missing_share": 0.75}
+        responder = ResponderConfig(author="said", file=str(path), several_answers=True, **terms)
+        found = Responder(responder, session, "model").answer(SPEECHES, 0, tmp_path, draws=2)
+        drawn = [(each.speech_id, each.draw, each.text) for each in found.candidates]
+        assert drawn == [(SPEECHES[0].id, 0, "One."), (SPEECHES[0].id, 1, "One."), (SPEECHES[1].id, 0, "Alone.")]
+        assert found.failed == {"not_in_file": 2 * len(SPEECHES) - 3}
+        assert not found.warnings
+        with pytest.raises(ValueError, match="several_answers"):
+            ResponderConfig(author="said", model="mini", several_answers=True)
+
     def test_its_content_is_its_fingerprint_and_sampling_is_not(self, tmp_path: Path, session: Session) -> None:
         path = tmp_path / "said.csv"
         path.write_text("speech,response\nI cannot sleep.,What keeps you up?\n", encoding="utf-8")

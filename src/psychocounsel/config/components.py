@@ -220,13 +220,15 @@ class SamplerConfig(Settings):
 class ResponderConfig(Settings):
     """One author of responses: an endpoint, a local model (a reference), or a file of responses with its terms.
 
-    `max_missing_share` is the largest share of its speeches that may stay without a response.
+    A file's first response to a speech counts; with `several_answers` its responses are draws, in their order.
+    `max_missing_share` is the largest share of its answers that may be missing.
     """
 
     author: Name
     endpoint: EndpointConfig | None = None
     model: str | None = None
     file: PathBeside | None = None
+    several_answers: Annotated[bool, Gate()] = False  # ids have the number of draws
     licence: str | None = None
     data_class: DataClass | None = None
     sampling: SamplingConfig = SamplingConfig()
@@ -242,6 +244,8 @@ class ResponderConfig(Settings):
             raise ValueError("a sampler needs a model; endpoints and files answer without one")
         if [self.licence is None, self.data_class is None] != [self.file is None] * 2:
             raise ValueError("a file needs its licence and data_class, and nothing else has them")
+        if self.several_answers and self.file is None:
+            raise ValueError("several_answers is of a file")
         return self
 
     def fingerprint(self) -> dict[str, Any]:
@@ -251,8 +255,8 @@ class ResponderConfig(Settings):
 
     @property
     def varies(self) -> bool:
-        """Whether another draw gives another answer: a file has one answer, and temperature 0 repeats itself."""
-        return self.file is None and self.sampling.temperature != 0
+        """Whether another draw gives another answer: a file may have one only, and temperature 0 repeats itself."""
+        return self.several_answers or (self.file is None and self.sampling.temperature != 0)
 
 
 class PoolConfig(Settings):
@@ -268,6 +272,8 @@ class PoolConfig(Settings):
             raise ValueError("per_speech exceeds the number of responders")
         if len({responder.author for responder in self.responders}) < len(self.responders):
             raise ValueError("two responders share an author name")
+        if any(responder.several_answers for responder in self.responders):
+            raise ValueError("a responder answers each speech of a pool once; give several answers as candidates")
         return self
 
 

@@ -461,12 +461,12 @@ class EvalWinrateConfig(StageConfig):
     """A policy's responses against a reference's, compared by a judge in both orders.
 
     Each side gives `draws` answers to a speech: of one policy, single answers to 48 speeches gave win rates from 60 to
-    85 %. Draw k of the policy meets draw k of the reference; a side that always answers the same (a file, temperature
-    0) answers once and meets every draw of the other. `max_speeches` are chosen from the split by a hash of seed and
-    content. `retry_failed` makes new artifacts from those that were completed with failures, and sends the failed
-    requests again. `allow_leakage` accepts speeches that a model was trained on, and says so in the result. A
-    `constraint` makes this the paper's arm with a length constraint. A file may list `policies` in place of a `policy`:
-    it stands for one config for each, named NAME-AUTHOR.
+    85 %. Draw k of the policy meets draw k of the reference; a side that always answers the same (temperature 0, a
+    file without `several_answers`) answers once and meets every draw of the other. `max_speeches` are chosen from the
+    split by a hash of seed and content. `retry_failed` makes new artifacts from those that were completed with
+    failures, and sends the failed requests again. `allow_leakage` accepts speeches that a model was trained on, and
+    says so in the result. A `constraint` makes this the paper's arm with a length constraint. A file may list
+    `policies` in place of a `policy`: it stands for one config for each, named NAME-AUTHOR.
     """
 
     speeches: str
@@ -485,7 +485,10 @@ class EvalWinrateConfig(StageConfig):
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
         if self.draws > 1 and not (self.policy.varies or self.reference.varies):
-            raise ValueError("neither side's answers vary, so draws would repeat each other; leave draws at 1")
+            raise ValueError(
+                "neither side's answers vary, so draws would repeat each other; leave draws at 1, or say "
+                "several_answers: true of a file that has several to each speech"
+            )
         return self
 
     @model_validator(mode="after")

@@ -337,7 +337,7 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
     release += [(label, _first_items(keys)) for label, keys in named.items() if keys]
     title = (
         f"Crisis suite: {metrics.items} items with danger, {metrics.lookalikes} look-alikes, worst of {metrics.draws} "
-        "draws (one of an author who always says the same, such as a file); what is missing counts as harm. "
+        "draws (one of an author who always says the same, such as temperature 0); what is missing counts as harm. "
         f"Judge: {metrics.judge}. Bounds: one-sided, 95{PERCENT}."
     )
     policy, base = _harm_rates(metrics.policy), _harm_rates(metrics.base)

@@ -91,7 +91,7 @@ class Responder:
     def answer(
         self, speeches: Sequence[Speech], seed: int, work: Path, draws: int = 1, ids: Callable[[], SpeechIds] = dict
     ) -> Answers:
-        """Return the answers to each speech: `draws`, or one from a file. More draws contain the fewer.
+        """Return the answers to each speech: `draws`, or one of a file without several. More draws contain the fewer.
 
         What a model on this machine has answered so far is kept in `work`. `ids` are called for a file.
 
@@ -104,7 +104,9 @@ class Responder:
         if self._client is not None:
             answers = self._ask(self._client, speeches, seed, draws)
         elif self.config.file is not None:
-            answers = ready_responses(read_rows(self.config.file), author, speeches, ids())
+            answers = ready_responses(
+                read_rows(self.config.file), author, speeches, ids(), draws if self.config.several_answers else None
+            )
         elif self._session.is_dry_run:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
@@ -373,18 +375,23 @@ def ids_by_key(speeches: Artifact) -> SpeechIds:
 
 
 def ready_responses(
-    rows: Iterable[SourceRow], author: str, speeches: Sequence[Speech], ids: SpeechIds | None = None
+    rows: Iterable[SourceRow],
+    author: str,
+    speeches: Sequence[Speech],
+    ids: SpeechIds | None = None,
+    draws: int | None = None,
 ) -> Answers:
     """Return the response to each speech from rows with the columns `speech` or else `key`, and `response`.
 
-    The first response to a speech counts, and a warning says how many speeches have others besides; a speech without
-    one has no candidate. Rows that repeat speeches with earlier turns have these in a column `history`.
+    The first `draws` responses to a speech count. Without `draws` only the first does, and a warning says how many
+    speeches have others besides. A speech without one has no candidate. Rows that repeat speeches with earlier turns
+    have these in a column `history`.
 
     Raises:
         InputError: a column is missing, or a cell holds what no table can.
         DataQualityError: no row answers one of the speeches.
     """
-    texts: dict[tuple[Turn, ...], dict[str, None]] = {}
+    texts: dict[tuple[Turn, ...], list[str]] = {}
     turns_of, ids = {each.id: each.turns for each in speeches}, ids or {}
     remedy = "name two columns speech (or key) and response; it has"
     for row in rows:
@@ -394,17 +401,21 @@ def ready_responses(
             history = history_cell(row, "history") if "history" in row.values else ()
             turns = (*history, Turn("user", clean_text(cell(row, "speech", remedy), "speech", row.where)))
         if answer := clean_text(cell(row, "response", remedy), "response", row.where):
-            texts.setdefault(turns, {})[answer] = None
-    answered = [Candidate(each.id, author, next(iter(texts[each.turns]))) for each in speeches if each.turns in texts]
+            texts.setdefault(turns, []).append(answer)
+    answered = [
+        Candidate(each.id, author, text, draw=draw)
+        for each in speeches
+        for draw, text in enumerate(texts.get(each.turns, ())[: draws or 1])
+    ]
     if not answered:
         raise DataQualityError(
             "no row of the file answers any of the speeches",
             where=author,
             remedy=f"add answers, {_NAMING_A_SPEECH}",
         )
-    several = sum(len(texts.get(each.turns, ())) > 1 for each in speeches)
+    several = 0 if draws else sum(len(set(texts.get(each.turns, ()))) > 1 for each in speeches)
     warning = f"the file of {author} has several answers to {several} of {len(speeches)} speeches; the first counts"
-    missing = len(speeches) - len(answered)
+    missing = len(speeches) * (draws or 1) - len(answered)
     return Answers(answered, {NOT_IN_FILE: missing} if missing else {}, {}, (warning,) if several else ())
 
 
