@@ -70,6 +70,8 @@ NUMBERS = [
         "我叫Anna，她叫Mary Smith，大师Michele McDonald总结的。",
         "我叫[PERSON_1]，她叫[PERSON_2]，大师[PERSON_3]总结的。",
     ),
+    ("Try these:\n- Sleep\n- Music", "Try these:\n- Sleep\n- Music"),
+    ("It helps me:\n- Sleep\n\nBe well.\n- Quentaro", "It helps me:\n- Sleep\n\nBe well.\n- [PERSON_1]"),
     ("Mein Handy ist aus. Ich wohne in PO Box 123.", "Mein Handy ist aus. Ich wohne in [ADDRESS_1]."),
     ("my username is jörg_88, his account: иван_1", "my username is [HANDLE_1], his account: [HANDLE_2]"),
     ("my snapchat is SARA_K", "my snapchat is [HANDLE_1]"),

@@ -108,6 +108,7 @@ def test_a_cell_becomes_clean_text_or_an_error_with_its_place() -> None:
 
 markup_pieces = st.sampled_from(
     [
+        "[b]", "[/b]", "[url=x.org]", "[/url]", "[quote]", "[/quote]",
         "<", ">", "&", ";", "amp", "lt", "#60", "br", "b", "/", "p", "<br>", "</p>", "&amp;", "&lt;", "<!--", "-->",
         " ", "I <3 you", "script", "=", '"x"', "é", "\n",
     ]
@@ -130,6 +131,11 @@ tangled_markup = st.lists(markup_pieces, max_size=25).map("".join)
         ('<a title="1 > 0">x</a>', "x"),
         ('<font color="red"size=2>a</font><o:p></o:p><video controls src=x></video><p\nid=1 >b<b/>', "a\n\nb"),
         ('<span data-x="a\'b" hidden>a</span><center>b</center><time datetime="1">c</time>', "a\nb\nc"),
+        ('[quote="Jo, post:3"]I [b]am[/B] sad[/quote]Me too [i]', "\n\nI am sad\n\nMe too [i]"),
+        (
+            "[list][*]eat[*]sleep[/list][img]http://x.org/a.png[/img][color=red]a < b & c[/color]",
+            "\n\n- eat\n- sleep\na < b & c",
+        ),
         ("x<!-- a note -->y<script>alert('<b>')</script>z<style>p {}</style>", "xyz"),
     ],
 )
@@ -143,6 +149,10 @@ def test_html_becomes_text(raw: str, plain: str) -> None:
         ('<a href="https://x.org/a?b=1&amp;c=2" rel=x>chat <b>here</b></a>', "chat here (https://x.org/a?b=1&c=2)"),
         ('<a href="https://www.x.org/">x.org</a>, <a href=tel:9-88>988</a>', "x.org, 988"),
         ('<a href="tel:988">call</a> or <a href="https://y.org">see</a>', "call (988) or see"),
+        (
+            "[url=https://x.org]here[/url] [url]https://x.org[/url] [url=y.org]there[/url]",
+            "here (https://x.org) https://x.org there",
+        ),
     ],
 )
 def test_links_that_are_kept_stand_behind_their_text(raw: str, plain: str) -> None:
@@ -154,7 +164,7 @@ def test_links_that_are_kept_stand_behind_their_text(raw: str, plain: str) -> No
     [
         "I <3 you </3", "a < b and b > c", "if 3<4 then <what>?", "<sighs> (<looks away>) <i cry all night>", "<b",
         "R&D at AT&T &c; me&you", "see http://x.org/?a=1&copy=2&lt=3", "<!-- never closed",
-        "(Nods, wiping tears) so...",
+        "(Nods, wiping tears) so...", "[laughs] [b] I [i] know[/s]", "[sic] and [s]he",
     ],
 )  # fmt: skip
 def test_what_is_no_html_stays(text: str) -> None:
@@ -166,6 +176,7 @@ def test_what_is_no_html_stays(text: str) -> None:
 @example("<!--" * 50_000)
 @example("<script>" * 20_000)
 @example("&amp;" * 30_000)
+@example("[b] [i] [u]" * 30_000 + "[/s]")
 def test_no_second_pass_finds_more_and_hostile_markup_does_not_hang(text: str) -> None:
     plain = without_markup(text)
     assert without_markup(plain) == plain

@@ -223,8 +223,29 @@ _AMPERSAND, _LESS = "\ue000", "\ue001"  # of private use: they stand for what th
 _MAX_NESTING = 20
 
 
+# Tags of forums that are closed, the innermost of their kind.
+_BBCODE = re.compile(
+    r"\[(?P<tag>b|i|u|s|url|email|img|quote|color|size|font|center|list|code|spoiler)(?:=(?P<value>[^\]\n]{0,300}))?\]"
+    r"(?P<inner>(?:(?!\[(?P=tag)[\]=]).)*?)\[/(?P=tag)\]",
+    re.IGNORECASE | re.DOTALL,
+)
+_OF_BBCODE = {
+    "url": '<a href="{value}">{inner}</a>',
+    "img": "",
+    "quote": "<blockquote>{inner}</blockquote>",
+    "list": "<ul>{inner}</ul>",
+}
+
+
+def _as_html(tag: re.Match[str]) -> str:
+    value, inner = (tag["value"] or tag["inner"]).strip("\"' "), tag["inner"]
+    if tag["tag"].lower() == "list":
+        inner = inner.replace("[*]", "<li>")
+    return _OF_BBCODE.get(tag["tag"].lower(), "{inner}").format(value=html.escape(value), inner=inner)
+
+
 def without_markup(text: str, is_kept: Callable[[str], bool] = lambda address: False) -> str:
-    """Return roughly the text that a browser would show, with line feeds for its breaks.
+    """Return roughly the text that a browser would show, with line feeds for its breaks; BBCode of forums as HTML.
 
     Of links, those whose address `is_kept` and is not in their own text have it behind them, in brackets.
     Only complete tags of known HTML elements count, so `I <3 you`, `a < b` and `<sighs>` stay. A text that was
@@ -232,7 +253,8 @@ def without_markup(text: str, is_kept: Callable[[str], bool] = lambda address: F
     """
     for _ in range(_MAX_NESTING):
         # Before decoding: `&quot;` inside an attribute does not end it.
-        plain = _shown(text, is_kept) if "<" in text else text
+        plain = _BBCODE.sub(_as_html, text) if "[/" in text else text
+        plain = _shown(plain, is_kept) if "<" in plain else plain
         if "&" in plain:
             plain = _REFERENCE.sub(lambda reference: html.unescape(reference.group()), plain)
         if plain == text:

@@ -62,6 +62,7 @@ SIGN_OFF = re.compile(
     rf"(?P<name>{NAME})(?: {NAME}){{0,2}}[.!\s]{{0,3}}\Z"
 )
 SIGN_OFF_CHARS = 80
+_ITEM_OR_HEADING = re.compile(r"\n\s{0,3}[\u2013\u2014~*•-][^\n]{0,200}\n*\Z|:\s*\Z")
 
 # What may follow a name.
 JOINED = re.compile(rf",? (?:and|&) (?P<name>{NAME})(?!\w)")
@@ -113,7 +114,8 @@ def find_people(text: str) -> list[Span]:
     """
     found = [*_capitalised(text), *_in_lower_case(text), *_speakers(text)]
     signed = SIGN_OFF.search(text, max(0, len(text) - SIGN_OFF_CHARS))
-    if signed is not None and _is_name(signed["name"], is_sure=True):
+    is_item = signed and signed.group()[0] == "\n" and _ITEM_OR_HEADING.search(text, 0, signed.start())
+    if signed is not None and not is_item and _is_name(signed["name"], is_sure=True):
         found.append(_named(text, *signed.span("name"), 0.75))
     for match in TITLED.finditer(text):
         lower = match["name"].lower()
@@ -392,7 +394,7 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 14  # what removes contacts looks for people too: raise that of the corpus with it
+VERSION = 15  # what removes contacts looks for people too: raise that of the corpus with it
 # A digit, or what marks an account. Without one no rule has a match.
 _SIGN = re.compile(r"[\d_@]|\.(?=\w)|u/\w")
 
