@@ -25,7 +25,13 @@ from preference_runs import (
     weights_of,
 )
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 
 from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, StoreError
 from psychocounsel.training import reward
@@ -163,6 +169,22 @@ def test_score_prefers_the_chosen_side_and_does_not_depend_on_its_batch(trained:
     assert raw(scorer, together, 16, lambda *step: seen.append(step)) == pytest.approx(alone, abs=1e-5)
     assert seen == [(16, 28), (28, 28)]
     assert raw(scorer, [], 4) == []
+
+
+def test_a_model_that_reads_images_too_becomes_a_reward_model(tmp_path: Path, tiny_model_folder: Path) -> None:
+    tokenizer = load_tokenizer(Policy(str(tiny_model_folder)))
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "head_dim": 16, "num_key_value_heads": 2, "pad_token_id": None, **size}
+    vision = {"image_size": 28, "patch_size": 14, **size}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=0)
+    for each in (Gemma3ForConditionalGeneration(config), tokenizer):
+        each.save_pretrained(tmp_path / "base")
+    with quiet_libraries():
+        run_reward(tmp_path / "base", output_in(tmp_path), reward_config(epochs=1))
+    chosen, _ = exchanges()
+    rewards = raw(scorer_in(tmp_path / "model"), chosen)
+    assert rewards == pytest.approx(raw(scorer_in(tmp_path / "model"), chosen, 1), abs=1e-5)
+    assert len(set(rewards)) > 1
 
 
 def test_a_killed_run_scores_what_is_missing_until_the_model_is_another(

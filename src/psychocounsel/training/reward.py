@@ -233,13 +233,14 @@ def load_with_new_head(
     else:
         options["num_labels"] = 1
     model = load_pretrained(AutoModelForSequenceClassification, base, use_safetensors=True, **options)
-    std = 1 / math.sqrt(model.config.hidden_size + 1)
+    text_config = cast(Any, model.config.get_text_config())  # of a model that reads images too, its own
+    std = 1 / math.sqrt(text_config.hidden_size + 1)
     if model.score.weight.is_meta:  # a head that no file holds, in a process that will get a shard from the first one
         model.score.to_empty(device="cpu")
     with undivided(model.score.weight) as weight:
         head = torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
         weight.data.copy_(head)
-    model.config.pad_token_id = pad_token_id(tokenizer)
+    text_config.pad_token_id = pad_token_id(tokenizer)
     if weights:
         setattr(model.config, PRINCIPLES_KEY, {name: {"weight": weight} for name, weight in weights.items()})
     return model
@@ -328,7 +329,7 @@ class RewardScorer:
         self.meaning = meaning
         self.pad_id = pad_token_id(tokenizer)
         # A model from elsewhere may pad with its end-of-text token, and so read one token too early.
-        self.model.config.pad_token_id = self.pad_id
+        cast(Any, self.model.config.get_text_config()).pad_token_id = self.pad_id
         self.is_packed = use_packed_forward(self.model)
         if self.is_packed:
             cast(Any, self.model).score.float()  # bfloat16 rewards would be equal where answers differ a little
