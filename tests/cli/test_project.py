@@ -138,7 +138,12 @@ def test_a_reference_to_nothing_in_a_late_step_is_told_before_the_first_step(
 
 
 @pytest.mark.parametrize(
-    ("kind", "has_template", "message"), [("llama", False, "no chat template"), ("granite", True, "no reward head")]
+    ("kind", "has_template", "message"),
+    [
+        ("llama", False, "no chat template"),
+        ("granite", True, "no reward head"),
+        ("mistral3", True, "no model of the type mistral3"),
+    ],
 )
 def test_a_model_that_no_training_can_take_is_told_before_the_first_step(
     cli: Cli, tmp_path: Path, kind: str, has_template: bool, message: str

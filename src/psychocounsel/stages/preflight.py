@@ -68,16 +68,15 @@ def require_launchable(config: Config, policy: Policy) -> None:
 
 
 def require_suitable(config: Config, store: Store) -> None:
-    """Raise what training would say of a model from elsewhere: its tokenizer, or that no reward model is made of it."""
+    """Raise what training would say of the type and the tokenizer of a model from elsewhere."""
     model = resolve_model(store, _initial(config), POLICY_KINDS)
     if model.outside is not None:
-        from psychocounsel.training.tokenize import require_trainable  # imports torch
+        from psychocounsel.training.runtime import on_this_machine, trainable_config  # imports torch
+        from psychocounsel.training.tokenize import require_trainable
 
+        if local := on_this_machine(model.outside, "config.json"):
+            trainable_config(local, with_head=isinstance(config, TrainRewardConfig))
         require_trainable(model.outside, config.chat)
-        if isinstance(config, TrainRewardConfig):
-            from psychocounsel.training.reward import require_head
-
-            require_head(model.outside)
 
 
 def _initial(config: Config) -> str:

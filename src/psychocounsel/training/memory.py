@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from psychocounsel.config.schema import LoraConfig, OptimisationConfig
 from psychocounsel.errors import ConfigError
 from psychocounsel.training.packing import LOGITS_BYTES
-from psychocounsel.training.runtime import load_pretrained, on_this_machine, quiet_libraries
+from psychocounsel.training.runtime import on_this_machine, quiet_libraries, trainable_config
 from psychocounsel.types import Policy
 
 GB = 10**9
@@ -88,7 +88,7 @@ class ModelSize(NamedTuple):
                 remedy = f"psychocounsel fetch RECIPE, or hf download {policy.location} config.json"
                 raise ConfigError("its config is not on this machine", where=policy.location, remedy=remedy)
             policy = local
-        return cls.of_config(load_pretrained(AutoConfig, policy))
+        return cls.of_config(trainable_config(policy))
 
     @classmethod
     def of_config(cls, config: Any) -> "ModelSize":

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from pydantic import TypeAdapter
 from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -29,7 +28,7 @@ from psychocounsel.store.artifacts import MANIFEST, METRICS
 from psychocounsel.store.files import digest_of_files, write_bytes
 from psychocounsel.training.checkpoints import run_fingerprint
 from psychocounsel.training.packing import use_packed_forward
-from psychocounsel.training.runtime import default_device, load_pretrained, on_this_machine, quiet_libraries
+from psychocounsel.training.runtime import default_device, load_pretrained, quiet_libraries
 from psychocounsel.training.sharded import undivided
 from psychocounsel.training.shards import Progress, in_shards
 from psychocounsel.training.tokenize import (
@@ -244,21 +243,6 @@ def load_with_new_head(
     if weights:
         setattr(model.config, PRINCIPLES_KEY, {name: {"weight": weight} for name, weight in weights.items()})
     return model
-
-
-def require_head(base: Policy) -> None:
-    """Raise ConfigError if no model of the kind of `base` can carry a head; one that was not downloaded is left.
-
-    transformers has a sequence classifier of most kinds of models, but not of all.
-    """
-    local = on_this_machine(base, "config.json")
-    config = None if local is None else load_pretrained(AutoConfig, local)
-    if config is not None and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ConfigError(
-            f"transformers has no reward head for models of the type {config.model_type}",
-            where=base.location,
-            remedy="train the reward model from another type, such as Llama, Qwen or Mistral; the policy may stay",
-        )
 
 
 def normalise_on(folder: Path, rewards: Sequence[Reward]) -> RewardModel:

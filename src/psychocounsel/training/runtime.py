@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from psychocounsel.errors import VERBOSE, ConfigError, IncompleteError
@@ -72,6 +73,28 @@ def load_pretrained(auto_class: Any, policy: Policy, **options: Any) -> Any:
         what = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
         remedy = f"check the folder or Hub id ({shorten(str(error), 300)})"
         raise ConfigError(f"no {what} can be loaded", where=policy.location, remedy=remedy) from error
+
+
+def trainable_config(policy: Policy, *, with_head: bool = False) -> Any:
+    """Return the config of a model that can become a policy, or `with_head` a reward model.
+
+    Raises:
+        ConfigError: the folder or Hub id holds no model, or transformers has no class for that and its type.
+    """
+    config = load_pretrained(AutoConfig, policy)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"transformers opens no model of the type {config.model_type} as a causal language model",
+            where=policy.location,
+            remedy="use another model; of some that read images, too, there are weights for text alone",
+        )
+    if with_head and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ConfigError(
+            f"transformers has no reward head for models of the type {config.model_type}",
+            where=policy.location,
+            remedy="train the reward model from another type, such as Llama, Qwen or Mistral; the policy may stay",
+        )
+    return config
 
 
 def on_this_machine(policy: Policy, *files: str) -> Policy | None:
