@@ -192,8 +192,11 @@ def test_the_layouts_of_rmb_in_a_folder_of_arrays(tmp_path: Path) -> None:
         (tmp_path / name / "Chat").mkdir(parents=True)
         (tmp_path / name / "Chat" / "support.json").write_text(json.dumps(rows), encoding="utf-8")
     assert read_outside(str(tmp_path / "Pairwise_set"), "test", None) == [expected]
-    found = read_outside(str(tmp_path / "BoN_set"), "test", None)
-    assert found == [expected._replace(id="9", rejected=("Bad.", "Bad."))]
+    best = expected._replace(id="9", rejected=("Bad.", "Bad."))
+    assert read_outside(str(tmp_path / "BoN_set"), "test", None) == [best]
+    with pytest.raises(InputError) as refused:
+        read_outside(str(tmp_path), "test", None)
+    assert "folder" in refused.value.remedy
 
 
 def test_columns_name_what_is_where_in_another_layout(tmp_path: Path) -> None:

@@ -294,7 +294,9 @@ def read_outside(
     if first is None:
         raise InputError("has no rows", where=source, remedy="name a dataset with rows")
     rows, layout = chain([first], rows), columns or _best_of_k_layout(first.values)
-    return _pairs_of(rows, source_name(source)) if layout is None else [_best_of_k(row, layout) for row in rows]
+    if layout is None:
+        return _pairs_of(rows, source_name(source))
+    return [_best_of_k(row, layout) for row in rows]
 
 
 def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePairs:
@@ -444,6 +446,11 @@ def _best_of_k_layout(values: Mapping[str, object]) -> ResponseColumns | None:
 
 
 def _best_of_k(row: SourceRow, columns: ResponseColumns) -> BestOfK:
+    if columns.chosen in _RMB and (other := next(iter(_RMB.keys() & row.values.keys() - {columns.chosen}), None)):
+        remedy = "name the folder with one of them; a pair and a best of several are not the same measure"
+        raise InputError(
+            f"has a column {other!r}, and rows before it {columns.chosen!r}", where=row.where, remedy=remedy
+        )
     turns = _prompt(cell(row, columns.prompt), row.where)
     chosen, rejected = (tuple(_answers(cell(row, side), row.where)) for side in (columns.chosen, columns.rejected))
     if not (turns and turns[-1][0] == "user" and chosen and rejected):
