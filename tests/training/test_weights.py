@@ -58,6 +58,24 @@ def test_a_split_loses_at_most_the_last_of_24_bits(values: list[float], seed: in
     assert torch.all((nearest.float() - tensor).abs() <= tensor.abs() * (2**-8 + 2**-14) + 1e-40)
 
 
+def test_a_split_keeps_every_remainder() -> None:
+    values = torch.arange(0x3C800000, 0x3C840000, 256, dtype=torch.int32).view(torch.float32)
+    for each in (values, -values):
+        assert torch.equal(join(*split(each, 0)), each)
+
+
+def test_steps_below_the_last_bit_add_up_wherever_a_weight_is() -> None:
+    start = torch.linspace(0.016, 0.03, 1000)
+    weights = torch.nn.Parameter(start.clone())
+    keep_remainder(weights)
+    optimizer = Bf16AdamW([weights], lr=2e-7)
+    for _ in range(400):
+        weights.grad = -torch.ones_like(weights)
+        optimizer.step()
+    moved = exact_values(weights, optimizer) - start
+    torch.testing.assert_close(moved, torch.full_like(moved, 8e-5), rtol=0, atol=4e-6)
+
+
 def test_an_update_below_the_last_bit_is_kept_in_the_mean() -> None:
     weight = torch.nn.Parameter(torch.full((20_000,), 0.75))
     keep_remainder(weight)

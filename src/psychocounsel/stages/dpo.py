@@ -14,7 +14,7 @@ from psychocounsel.store.schemas import ReferenceLogprobs, read_pairs, read_reco
 from psychocounsel.store.store import Store
 from psychocounsel.types import Policy, PreferencePair
 
-VERSION = 4
+VERSION = 5
 STAGE = "align"
 INITIAL_POLICY = "initial policy"
 

@@ -46,7 +46,7 @@ from psychocounsel.types import SPLITS, Policy, PreferencePair, Rating, RatingSc
 if TYPE_CHECKING:
     from psychocounsel.training.reward import Exchange
 
-VERSION = 3
+VERSION = 4
 STAGE = "train-reward"
 BASE_MODEL = "base model"
 

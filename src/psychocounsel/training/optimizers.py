@@ -2,10 +2,10 @@
 
 A bfloat16 weight of 0.02 has neighbours 1.2e-4 away, and a step at a learning rate of 5e-7 is swallowed. Rounding it up
 or down at random keeps its mean, but the noise of 200 such steps is larger than their sum. So a weight here carries
-one byte more: 24 bits, the last of which is rounded at random. Both moments are bfloat16, rounded at random too.
+one byte more: 24 bits, the last of which is rounded with noise. Both moments are bfloat16, rounded at random.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 CHUNK_VALUES = 1 << 24
 """Values that are updated together: fp32 copies of a whole embedding table would be gigabytes."""
 REMAINDER = "low_bits"
+GOLDEN_RATIO_256 = 159
+"""Odd, and nearest to 256 times the golden ratio's fraction: its multiples modulo 256 are spread evenly."""
 
 
 def split(values: torch.Tensor, noise: torch.Tensor | int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,9 +25,10 @@ def split(values: torch.Tensor, noise: torch.Tensor | int) -> tuple[torch.Tensor
     with probabilities that keep the mean.
     """
     bits = (values.view(torch.int32) + noise) >> 8
-    nearest = (bits << 8).view(torch.float32).bfloat16()
-    remainder = bits - (nearest.float().view(torch.int32) >> 8)
-    return nearest, remainder.clamp(max=127).to(torch.int8)
+    # Up where both neighbours are as near: to the even one, as torch rounds, 128 of 256ths would remain, and int8 ends
+    # at 127, which no weight could pass in small steps.
+    upper = (bits + 128) >> 8
+    return (upper << 16).view(torch.float32).bfloat16(), (bits - (upper << 8)).to(torch.int8)
 
 
 def join(nearest: torch.Tensor, remainder: torch.Tensor) -> torch.Tensor:
@@ -104,11 +107,11 @@ class Bf16AdamW(torch.optim.Optimizer):
                 if "step" not in state:
                     state |= {"step": 0, **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}}
                 state["step"] += 1
-                generator = torch.Generator(parameter.device)
-                generator.manual_seed(hash((self.seed, number, state["step"])))
+                keys = ((self.seed, number, state["step"]), (self.seed, number))
+                generators = [torch.Generator(parameter.device).manual_seed(hash(key)) for key in keys]
                 tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state[REMAINDER])
                 for chunk in zip(*(_local(each).view(-1).split(CHUNK_VALUES) for each in tensors), strict=True):
-                    _update(*chunk, group=group, step=state["step"], generator=generator)
+                    _update(*chunk, group=group, step=state["step"], generators=generators)
         return loss
 
 
@@ -125,22 +128,29 @@ def _update(
     *,
     group: dict[str, Any],
     step: int,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> None:
-    """Take one step on flat chunks of equal length; all but the gradient are changed in place."""
+    """Take one step on flat chunks of equal length; all but the gradient are changed in place.
+
+    Of the `generators`, the first is that of the step, for the noise of the moments. The second begins alike in every
+    step: where each weight's turn begins to take all 256 numbers, step by step and far from each other, as its noise.
+    Steps that are a part of the last bit then add up to their sum, within a bit or two; noise that is new in every step
+    walks away from it, by 7 bits in 200 steps.
+    """
     beta1, beta2 = group["betas"]
     gradient = gradient.float()
     first = exp_avg.float().lerp_(gradient, 1 - beta1)
     second = exp_avg_sq.float().lerp_(gradient.square_(), 1 - beta2)
 
-    def noise(below: int) -> torch.Tensor:
+    def noise(below: int, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(below, first.shape, dtype=torch.int32, device=first.device, generator=generator)
 
-    exp_avg.copy_(round_at_random(first, noise(65536)))
-    exp_avg_sq.copy_(round_at_random(second, noise(65536)))
+    of_step, of_turns = generators
+    exp_avg.copy_(round_at_random(first, noise(65536, of_step)))
+    exp_avg_sq.copy_(round_at_random(second, noise(65536, of_step)))
     values = join(weights, remainder).mul_(1 - group["lr"] * group["weight_decay"])
     denominator = second.div_(1 - beta2**step).sqrt_().add_(group["eps"])
     values.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
-    nearest, rest = split(values, noise(256))
+    nearest, rest = split(values, noise(256, of_turns).add_(GOLDEN_RATIO_256 * step).bitwise_and_(255))
     weights.copy_(nearest)
     remainder.copy_(rest)
