@@ -351,6 +351,11 @@ def test_an_empty_split_is_an_error(count: int, test_share: float, dev_share: fl
         assign_splits(alone(count), [""] * count, SplitConfig(test_share=test_share, dev_share=dev_share))
 
 
+def test_texts_that_are_all_alike_are_told_where_they_leave_a_split_empty() -> None:
+    with pytest.raises(DataQualityError, match="60 were kept, in 1 clusters of near-duplicates"):
+        assign_splits(np.zeros(60, dtype=np.uint64), [""] * 60, SplitConfig())
+
+
 def test_a_split_with_a_share_of_0_may_be_empty() -> None:
     assert assign_splits(alone(5), [""] * 5, SplitConfig(test_share=0.0, dev_share=0.0)) == ["train"] * 5
 

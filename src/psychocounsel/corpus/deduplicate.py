@@ -299,9 +299,10 @@ def assign_splits(
         if not empty:
             return [split_of[at] for at in place]
     raise DataQualityError(
-        f"no speech is left for {' and '.join(empty)}: {len(topics)} were kept",
+        f"no speech is left for {' and '.join(empty)}: {len(topics)} were kept, in {len(unique)} clusters of "
+        "near-duplicates or conversations, which stay whole",
         where="corpus.split",
-        remedy="add speeches, loosen cleaning, or change the shares",
+        remedy="add speeches, loosen cleaning, or change the shares or split.near_duplicate_similarity",
     )
 
 
