@@ -1,11 +1,13 @@
 """What reward and DPO training share: the order of rows, accumulation, and their arguments."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from preference_runs import (
@@ -124,3 +126,16 @@ def test_gradient_checkpointing_affects_the_speed_only(
     plain = trained(kind, tiny_model_folder, tmp_path / "plain", lora=lora)
     frugal = trained(kind, tiny_model_folder, tmp_path / "frugal", lora=lora, gradient_checkpointing=True)
     assert same_weights(plain, frugal)
+
+
+def test_checkpoints_of_adapters_ask_the_hub_nothing(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository, commit = tmp_path / "models--acme--base", "a" * 40
+    shutil.copytree(tiny_model_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    trained("dpo", Path("acme/base"), tmp_path / "run", lora=LORA)
+    assert not [each.message for each in recwarn if "acme/base" in str(each.message)]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -412,6 +413,9 @@ def run_trainer(trainer: CheckedTrainer, output: TrainingOutput, fingerprint: st
     started = time.monotonic()
     trainer.remove_callback(PrinterCallback)
     keep_adapters_exact(trainer.model)
+    if isinstance(trainer.model, PeftModel):
+        # Else every checkpoint asks the Hub whether the newest revision of the base has another vocabulary.
+        cast(Any, trainer.model).save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     before = trainable_values(trainer.model)
     # However training ends, the thread completes the checkpoint that it has begun.
     with saving(output.work), ThreadPoolExecutor(1) as thread:

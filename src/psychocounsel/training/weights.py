@@ -112,7 +112,8 @@ def plain_model(model: Any, optimizer: Any) -> Any:
     """
     if isinstance(model, PeftModel):
         if getattr(model, "is_loaded_in_4bit", False):
-            adapters, config = get_peft_model_state_dict(model), model.peft_config["default"]
+            adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
+            config = model.peft_config["default"]
             model = get_peft_model(model.unload().dequantize(), config)
             set_peft_model_state_dict(model, adapters)
         if any(each.dtype != torch.float32 for each in model.parameters()):
