@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -220,6 +221,21 @@ def test_a_server_is_started_for_the_answers_which_the_journal_keeps(weights: Pa
         other = SamplerConfig(backend="endpoint", serve=(*SERVE, "{date}", "4-bit"))
         answers(weights, tmp_path / "work", other, session)
         assert printed.read_text().count("answered ") == 12
+
+
+def test_answers_stay_those_of_a_policy_whose_optimizer_is_dropped(weights: Path, tmp_path: Path) -> None:
+    policy, sampler = tmp_path / "policy", SamplerConfig(backend="endpoint", serve=SERVE)
+    shutil.copytree(weights, policy)
+    (policy / "optimizer").mkdir()
+    (policy / "optimizer" / "optimizer.pt").write_bytes(b"moments")
+    (policy / "manifest.json").write_text('{"dropped": []}')
+    with open_session(Store(tmp_path / "store", offline=True)) as session:
+        found = answers(policy, tmp_path / "work", sampler, session)
+        (tmp_path / "work" / "server.log").unlink()
+        shutil.rmtree(policy / "optimizer")
+        (policy / "manifest.json").write_text('{"dropped": ["optimizer/optimizer.pt"]}')
+        assert answers(policy, tmp_path / "work", sampler, session) == found
+        assert not (tmp_path / "work" / "server.log").exists()
 
 
 def test_what_a_server_does_not_answer_has_no_text_and_may_not_be_much(weights: Path, tmp_path: Path) -> None:

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 
 from psychocounsel.config.components import ChatFormat
 from psychocounsel.errors import ConfigError, StoreError
-from psychocounsel.store.artifacts import KINDS, MANIFEST, SHORT_ID, Artifact, ArtifactSpec, Kind, Parent, require_kept
+from psychocounsel.store.artifacts import (
+    ADAPTER,
+    KINDS,
+    MANIFEST,
+    METRICS,
+    OPTIMIZER,
+    SHORT_ID,
+    Artifact,
+    ArtifactSpec,
+    Kind,
+    Parent,
+    require_kept,
+)
 from psychocounsel.store.files import digest_of_files
 from psychocounsel.store.store import DEFAULT_STORE, Store, flatten
 from psychocounsel.types import Policy
@@ -19,6 +31,8 @@ POLICY_KINDS: tuple[Kind, ...] = ("policies", "base-models")
 """The kinds that can answer a speech."""
 
 HUB = "hub:"
+_ABOUT = (MANIFEST, METRICS, OPTIMIZER, ADAPTER)
+"""Beside the weights of an artifact: some change later, or are dropped."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 BEST = "@best"
 
@@ -175,9 +189,10 @@ def model_of(store: Store, spec: ArtifactSpec, role: str, ref: str, kinds: Seque
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Return the digest of everything that shapes a model's output: all files but cards and hidden ones."""
+    """Return the digest of everything that shapes a model's output: all files but hidden ones and those about it."""
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return digest_of_files(folder, (str(name) for name in names if name.suffix != ".md" and str(name)[0] != "."))
+    shaping = (each for each in names if each.suffix != ".md" and each.parts[0] not in _ABOUT and str(each)[0] != ".")
+    return digest_of_files(folder, map(str, shaping))
 
 
 def warn_unless_pinned(store: Store, ref: str) -> None:
