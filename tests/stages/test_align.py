@@ -199,3 +199,7 @@ def test_of_several_keys_with_one_name_that_of_the_missing_artifact_is_named(
     ended = warm.run("align", miniature.recipe / "align.yaml", "--store", store, "--dry-run")
     assert ended.code == 2
     assert "--set online.reward_model=" in ended.err
+    words = ("--store", store, "--set", "policy.model=mini", "--dry-run")  # the name of its speeches, and of no policy
+    ended = warm.run("eval-winrate", miniature.recipe / "eval-winrate.yaml", *words)
+    assert ended.code == 2
+    assert "--set policy.model=" in ended.err

@@ -108,6 +108,9 @@ class TestEndpoint:
             found = answers(elm(server, max_missing_share=1.0), session)
         assert [(each.text, each.finished) for each in found.candidates] == [("Tell me.", True), ("Tell me.", False)]
         assert found.failed == {"cut": 1, "empty": 1}
+        with ChatServer(lambda request, number: replies[2]) as server, pytest.raises(DataQualityError) as failed:
+            answers(elm(server), session)
+        assert "max_new_tokens" in failed.value.remedy
 
     def test_a_responder_that_refuses_everything_is_refused_and_asked_again(self, session: Session) -> None:
         with ChatServer(lambda request, number: Reply(None, refusal="No.")) as server:

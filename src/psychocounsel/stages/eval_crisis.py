@@ -42,7 +42,7 @@ from psychocounsel.store.schemas import CrisisAnswer, read_candidates, write_jud
 from psychocounsel.store.store import Store, note_failed, retry_spec
 from psychocounsel.types import Candidate, Judgement, Speech, content_id
 
-VERSION = 2
+VERSION = 3
 STAGE = "eval-crisis"
 SIDES = ("policy", "base")
 REVIEW_FILE = "review.csv"

@@ -54,7 +54,9 @@ def _naming_key(config: Any) -> Generator[None]:
         if not keys:
             raise
         # One name often stands for artifacts of several kinds: the key is that which is called like the missing one.
-        key = max(keys, key=lambda key: any(kind.startswith(last_words[key].replace("_", "-")) for kind in kinds))
+        of_policies = dict.fromkeys(("policy", "model"), "policies")
+        kind_of = {key: of_policies.get(word, word.replace("_", "-")) for key, word in last_words.items()}
+        key = max(keys, key=lambda key: any(kind.startswith(kind_of[key]) for kind in kinds))
         remedy = f"{fault.remedy}; or change it with --set {key}=..."
         kind = InputError if isinstance(fault, InputError) else ConfigError
         where = ": ".join(filter(None, (f"{key} of {config.name}", fault.where)))

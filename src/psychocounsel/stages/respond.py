@@ -111,11 +111,13 @@ class Responder:
             answers = Answers([self._placeholder(each, draw) for each in speeches for draw in range(draws)], {}, {})
         else:
             answers = self._sample(speeches, seed, work, draws)
-        again = (
-            f"add them to the file, {_NAMING_A_SPEECH}"
-            if self.config.file
-            else "run the same command to send those requests again"
-        )
+        commonest = max(answers.failed, key=answers.failed.__getitem__, default="")
+        if self.config.file:
+            again = f"add them to the file, {_NAMING_A_SPEECH}"
+        elif commonest == ReplyStatus.CUT.value:
+            again = "raise its sampling.max_new_tokens, which thoughts used up before an answer began"
+        else:
+            again = "run the same command to send those requests again"
         remedy = f"{again}, or raise its max_missing_share ({self.config.max_missing_share:g})"
         _require_answers(self.config, answers.failed, len(answers.candidates), remedy)
         return answers
