@@ -115,6 +115,16 @@ def test_many_policies_share_a_plot_and_four_of_them_a_circle() -> None:
     assert [len(overview_plots(few)) for few in ([], [compared()])] == [0, 1]
 
 
+def test_points_of_a_sweep_with_long_names_are_told_apart_and_leave_room_for_the_circle() -> None:
+    points = [compared(f"model-build-preferences.pairing.min_gap-{gap}-and-so-on") for gap in (0.5, 1.0)]
+    answered = "a policy with quite a long name against counsellors of our own clinic"
+    across, circle = overview_plots([Compared(each.artifact, answered, each.metrics) for each in points])
+    for point in points:
+        assert f">{point.artifact.id[:8]}: a policy with" in across.svg
+        assert f">{point.artifact.id[:8]}: a policy with" in circle.svg
+    assert "of our own clinic" not in circle.svg  # cut, and pytest makes a warning of a collapsed plot an error
+
+
 def words(count: int) -> str:
     return " ".join(["word"] * count)
 

@@ -267,6 +267,7 @@ def twice(folder: Path, tasks: Artifact, labels: Mapping[str, Any]) -> Sequence[
         (in_json(lambda labels: []), "no file that the page has saved"),
         (in_json(format="other"), "no file that the page has saved"),
         (in_json(rater="../ana"), "code of a rater"),
+        (in_json(rater="Björn"), "of a-z, A-Z, digits"),
         (twice, "in another file"),
         (in_csv("item,overall", "ITEM,left", "ITEM,left"), "a second time"),
         (in_csv("item,overall", "ITEM,5"), "do not fit"),

@@ -184,9 +184,11 @@ def _radar(rates: Mapping[str, Mapping[str, Rate]], sources: tuple[Artifact, ...
 
 
 def _distinct(compared: Sequence[Compared]) -> list[str]:
-    """Return a label for each: the two sides, and the artifact where several comparisons have the same."""
+    """Return a label for each: the two sides, after the artifact's id where several have the same."""
     sides = [each.sides for each in compared]
-    return [each.sides if sides.count(each.sides) == 1 else f"{each.sides}, {each.artifact.ref}" for each in compared]
+    return [  # a plot cuts the end of a label
+        each.sides if sides.count(each.sides) == 1 else f"{each.artifact.id[:8]}: {each.sides}" for each in compared
+    ]
 
 
 _BINS = 5

@@ -356,7 +356,8 @@ def rates_on_a_circle(key: str, rates: Mapping[str, Mapping[str, Rate]]) -> Mark
             colour, dash = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
             axes.fill_between(angles, low, high, color=colour, alpha=0.12, linewidth=0)
             marker = _MARKERS[number % len(_MARKERS)]
-            axes.plot(angles, estimate, color=colour, linestyle=dash, marker=marker, markersize=4, label=label)
+            axes.plot(angles, estimate, color=colour, linestyle=dash, marker=marker, markersize=4)
+            axes.lines[-1].set_label(shortened(label, 60))  # a wider legend leaves no room for the circle
         around = [2 * math.pi * place / 90 for place in range(91)]
         axes.plot(around, [50] * len(around), color=INK, linewidth=1, linestyle="--", zorder=0)
         axes.set_ylim(0, 100)

@@ -330,7 +330,7 @@ def _checked(read: RaterFile, faults: Sequence[str], options: Options) -> RaterF
         raise InputError(
             f"{read.rater!r} is no code of a rater",
             where=str(read.path),
-            remedy="use up to 40 letters, digits, dots, underscores and hyphens; the name of a .csv file is its rater",
+            remedy="use up to 40 of a-z, A-Z, digits, dots, underscores, hyphens; the name of a .csv file is its rater",
         )
     if faults:
         more = f" and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
