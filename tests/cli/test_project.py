@@ -109,6 +109,14 @@ def test_a_project_can_be_copied(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert {step.config.name.partition("-")[0] for step in load_recipe(Path("ours"))} == {"ours"}
 
 
+def test_commands_in_a_copy_can_be_pasted_whatever_its_folder_is_called(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "Mein Projekt \\1").code == 0
+    assert "psychocounsel run 'Mein Projekt \\1'\n" in Path("Mein Projekt \\1", RECIPE_FILE).read_text(encoding="utf-8")
+
+
 def test_a_copy_keeps_the_words_of_its_rubric(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli("init", "safety").code == 0

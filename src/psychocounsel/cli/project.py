@@ -132,7 +132,8 @@ def _texts_for(project: Path, recipe: Path) -> dict[str, str]:
     for file, text in texts.items():
         if is_shared and file != RUBRIC:
             text = _renamed(text, prefix, name)
-        texts[file] = re.sub(rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b", rf"\g<1>{project}", text)
+        command = rf"(psychocounsel [\w-]+ ){re.escape(recipe.name)}\b"
+        texts[file] = re.sub(command, lambda found: found[1] + shlex.quote(str(project)), text)
     return texts
 
 
