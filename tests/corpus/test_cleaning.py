@@ -160,7 +160,9 @@ def test_a_step_that_needs_two_goes_gets_them() -> None:
 def test_steps_are_named_in_order_and_follow_the_config() -> None:
     assert [step.name for step in speech_steps(CRISIS)] == ["markup", "characters", "sentence_spacing"]
     for config in CONFIGS:
-        expected = ["signatures"] * (config.signatures == "remove") + ["contacts"] * (config.contacts != "keep")
+        expected = (
+            ["thoughts"] + ["signatures"] * (config.signatures == "remove") + ["contacts"] * (config.contacts != "keep")
+        )
         assert [step.name for step in response_steps(config, AUTHORS, CRISIS)][3:] == expected
 
 
@@ -184,6 +186,16 @@ def test_responses_are_cleaned_by_config_and_speeches_keep_contacts(config: Clea
     assert cleaned.changed_by[:3] == ("markup", "characters", "sentence_spacing")
     spoken = "(Nods, wiping tears) I am Jane Roe, 514-690-2469. I <3 him..."
     assert prepare(spoken, speech_steps(CRISIS)) == Prepared(spoken, spoken, ())
+
+
+@pytest.mark.parametrize("raw", ["<think>\nShe is sad.\n</think>\n\nI hear you.", "&lt;think&gt;</think> I hear you."])
+def test_thoughts_of_a_model_are_no_part_of_its_response(raw: str) -> None:
+    steps = response_steps(CONFIGS[0], AUTHORS, CRISIS)
+    assert prepare(raw, steps).text == "I hear you."
+    assert prepare(raw, steps).changed_by[-1] == "thoughts"
+    assert not prepare("<think>She is sad, and so", steps).text
+    client = "I write <think> and </think> around it."
+    assert prepare(client, speech_steps(CRISIS)).text == client
 
 
 @cache

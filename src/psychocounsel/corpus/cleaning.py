@@ -22,6 +22,7 @@ from psychocounsel.corpus.crisis import CrisisServices, speaks_of_crisis
 from psychocounsel.corpus.deidentify import Placeholders
 from psychocounsel.corpus.deidentify.patterns import find_all
 from psychocounsel.corpus.text import Span, blanked, is_foreign, normalise, sentences, touches, without_markup
+from psychocounsel.llm.types import without_thoughts
 
 # --- Spaces between sentences --------------------
 
@@ -331,11 +332,11 @@ def speech_steps(crisis: CrisisServices) -> tuple[Step, ...]:
 
 
 def response_steps(config: CleaningConfig, known: KnownPeople, crisis: CrisisServices) -> tuple[Step, ...]:
-    """Return the steps for responses: those for speeches, then signatures and contacts as configured.
+    """Return the steps for responses: those for speeches, then thoughts, and signatures and contacts as configured.
 
     The names of `known` authors are looked for in every response. The services of `crisis` stay.
     """
-    steps = list(speech_steps(crisis))
+    steps = [*speech_steps(crisis), Step("thoughts", without_thoughts)]
     if config.signatures == "remove":
         in_addresses = config.contacts == "keep"  # else addresses go whole
         change = partial(without_signatures, known=known, crisis=crisis, in_addresses=in_addresses)
