@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -95,14 +95,14 @@ def test_a_server_that_does_not_start_shows_what_it_printed(port: int, tmp_path:
 
 
 def test_another_server_that_took_the_port_is_not_asked(port: int, tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, SERVER, str(port), "another"]) as other:
+    with subprocess.Popen([sys.executable, SERVER, str(port), "another"]) as other, ExitStack() as ended:
+        ended.callback(other.kill)  # which is waited for, however this ends
         wait_until(lambda: listens(port))
         with (
             pytest.raises(IncompleteError, match="Address already in use"),
             serving(command(port), NAME, port, tmp_path / "log", CancelToken(), LIMIT_SECONDS),
         ):
             raise AssertionError
-        other.kill()
 
 
 def test_the_cause_is_shown_however_much_a_server_prints_after_it(port: int, tmp_path: Path) -> None:

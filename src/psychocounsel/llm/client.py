@@ -236,8 +236,9 @@ class OpenAIChatModel:
                 connection.limiter.slow_down()
                 connection.resume_at = max(connection.resume_at, tries.resume_at)
         if connection.was_late and not connection.was_reached:
+            seconds = self._endpoint.timeout_seconds * self._retry.deadline_factor
             raise IncompleteError(
-                f"the server takes requests and has answered none: {reason}",
+                f"the server takes requests and has answered none within {seconds:.3g} s",
                 where=self._base_url,
                 remedy="restart the server, or raise endpoint.timeout_seconds if it is slow; then run the same command "
                 "again",
