@@ -1,6 +1,7 @@
 """Projects of one's own: what `init` writes is loaded, begins to run, and fits the schemas that editors read."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -168,6 +169,22 @@ def test_a_model_that_no_training_can_take_is_told_before_the_first_step(
     for more in ((), ("--dry-run",)):
         cli("run", tmp_path / "mine", *words, *more).says(2, "mute", message)
     assert not list((tmp_path / "store").glob("*/*/"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"),
+    [("align.online.sampler.backend=vllm", "vllm"), ("align-dpo.optimisation.optimizer=adamw_8bit", "bitsandbytes")],
+)
+def test_a_package_that_a_late_step_needs_is_told_before_the_first_step(
+    cli: Cli, tmp_path: Path, setting: str, package: str
+) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    assert cli("init", tmp_path / "mine").code == 0
+    words = ("run", tmp_path / "mine", "--store", tmp_path / "store", "--set", setting)
+    cli(*words).says(2, package, "pip install")
+    assert not list((tmp_path / "store").glob("*/*/"))
+    assert cli(*words, "--dry-run").code == 0  # which may be asked for on another machine
 
 
 def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ def require_suitable(config: Config, store: Store) -> None:
         require_trainable(model.outside, config.chat)
 
 
+def require_equipped(config: Config, store: Store) -> None:
+    """Raise ConfigError if this machine lacks what a training needs: a package, or the devices of its launch."""
+    from psychocounsel.training.launch import launch_of  # imports torch
+    from psychocounsel.training.samplers import require_sampler
+    from psychocounsel.training.tracking import prepare_tracker
+    from psychocounsel.training.weights import require_libraries
+
+    launch_of(config.launch)
+    prepare_tracker(config.optimisation.tracker, store)
+    require_libraries(config.optimisation)
+    if isinstance(config, AlignConfig) and config.online is not None:
+        require_sampler(config.online.sampler)
+
+
 def _initial(config: Config) -> str:
     return config.base_model if isinstance(config, TrainRewardConfig) else config.policy
 

@@ -17,7 +17,7 @@ from psychocounsel.config.recipe import STAGES, StageName, Step, SweepPoint
 from psychocounsel.errors import ConfigError, DataQualityError, InputError, PsychoCounselError
 from psychocounsel.llm.session import PendingCalls, count_calls
 from psychocounsel.reporting.tables import Table
-from psychocounsel.stages.preflight import preflight, require_suitable
+from psychocounsel.stages.preflight import preflight, require_equipped, require_suitable
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
 from psychocounsel.store.references import UnknownReferenceError, resolve
 from psychocounsel.store.store import Store, flatten
@@ -242,6 +242,7 @@ def _check(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) -
                 each.run.require_parents(each.specs)
                 if _is_pending_training(each.step, each.specs, store):
                     require_suitable(each.step.config, each.run.store)
+                    require_equipped(each.step.config, each.run.store)
                 each.pin(store)
             else:
                 each.leave_out(store)

@@ -1,6 +1,7 @@
 """Samplers: backends that answer speeches with the weights of a policy, in shards of some hundred answers."""
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,11 +97,7 @@ class VllmEngine:
             vllm: Any = importlib.import_module("vllm")
             load, self._parameters = vllm.LLM, vllm.SamplingParams  # imported only now
         except (ImportError, AttributeError) as fault:  # a folder that an uninstallation left is a package too
-            raise ConfigError(
-                f"vLLM cannot be imported: {fault}",
-                where="sampler.backend vllm",
-                remedy="pip install 'psychocounsel[vllm]', or set it to local",
-            ) from fault
+            raise _no_vllm(str(fault)) from fault
         self._tokenizer = load_tokenizer(policy)
         self._end_ids = end_ids(load_generation_config(policy), self._tokenizer)
         longest = max(map(len, prompts_of(self._tokenizer, task))) + task.sampling.max_new_tokens
@@ -172,6 +169,17 @@ class VllmEngine:
         ids = tuple(completion.token_ids)
         text = answer_text(self._tokenizer, prompt_ids, ids)
         return Answer(text, completion.finish_reason == "stop", ids)
+
+
+def require_sampler(sampler: SamplerConfig) -> None:
+    """Raise ConfigError if a sampler needs vLLM and it is not installed; it is not imported, which takes long."""
+    if sampler.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise _no_vllm("it is not installed")
+
+
+def _no_vllm(fault: str) -> ConfigError:
+    remedy = "pip install 'psychocounsel[vllm]', or set it to local"
+    return ConfigError(f"vLLM cannot be imported: {fault}", where="sampler.backend vllm", remedy=remedy)
 
 
 def _call_vllm(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
