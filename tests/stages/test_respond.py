@@ -194,6 +194,11 @@ class TestFile:
         found = ready(speeches, {"speech": speeches[0].text, "response": "Oh."}, {"speech": "x", "response": None})
         assert [each.speech_id for each in found] == [speeches[0].id]
 
+    def test_thoughts_in_a_file_are_no_part_of_an_answer_either(self) -> None:
+        said = {"speech": SPEECHES[0].text, "response": "<think>\nShe is sad.\n</think>\n\nTell me."}
+        found = ready(SPEECHES, said, {"speech": SPEECHES[1].text, "response": "<think>She is"})
+        assert [(each.speech_id, each.text) for each in found] == [(SPEECHES[0].id, "Tell me.")]
+
     def test_a_key_stands_in_the_place_of_a_speech(self) -> None:
         rows = [{"key": 17.0, "response": "Oh."}, {"key": "18", "response": "Ah."}, {"key": 19, "response": "No."}]
         rows += [{"speech": SPEECHES[1].text, "key": 17, "response": "The text counts."}]

@@ -27,7 +27,7 @@ from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy, pending_indices
 from psychocounsel.llm.serving import HOST, free_port, serving
 from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
-from psychocounsel.llm.types import ChatReply, ChatRequest, Message, spoken
+from psychocounsel.llm.types import ChatReply, ChatRequest, Message, spoken, without_thoughts
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
 from psychocounsel.store.references import POLICY_KINDS, digest_of_weights, resolve_model
@@ -402,7 +402,7 @@ def ready_responses(
         else:
             history = history_cell(row, "history") if "history" in row.values else ()
             turns = (*history, Turn("user", clean_text(cell(row, "speech", remedy), "speech", row.where)))
-        if answer := clean_text(cell(row, "response", remedy), "response", row.where):
+        if answer := without_thoughts(clean_text(cell(row, "response", remedy), "response", row.where)):
             texts.setdefault(turns, []).append(answer)
     answered = [
         Candidate(each.id, author, text, draw=draw)
