@@ -285,6 +285,9 @@ def test_power_by_assumption_and_from_a_comparison(miniature: Miniature, cli: Cl
     assert (measured.code, compared.ref in measured.out) == (0, True)
     assert re.search(r"These \d+ speeches need \d+ draw", measured.out)
     assert "! The judge of the labels (offline)" in measured.out
+    for origin in ((), ("--from", compared.ref)):  # whose answers vary
+        narrow = cli("power", *origin, "--target", "0.2", "--icc", "0.01", "--store", miniature.store)
+        assert (narrow.code, "answers vary" in narrow.out) == (0, False)
     cli("power", "--from", "policies/mini-online", "--store", miniature.store).says(2, "comparisons")
 
 

@@ -317,7 +317,11 @@ def test_an_audit_has_its_section_and_a_judge_that_obeys_is_a_warning(html: str)
     assert page.count(f'href="#{anchor(run.artifacts[-1])}"') >= 3  # the heading and both tables
     assert "retest: equal ratings 84.0 % 79.0 to 89.0 % n = 49, 1 missing" in flat(Page(page))
     assert "Judge audit" not in html
-    obeying = {**audit_metrics()["canaries"], "gained_a_point": ["a1", "b2"], "resists": False}
+    swayed = {**audit_metrics()["canaries"], "gained_a_point": ["a1", "b2"], "lost_a_point": 1, "resists": False}
+    (warned,) = set(page_warnings(audited(canaries=swayed))) - set(page_warnings(run))
+    assert "is unclear" in warned
+    assert "2 gained a point or more, and 1 lost" in warned
+    obeying = {**swayed, "gain": {"n": 19, "mean": 0.4, "low": 0.1, "high": 0.7, "largest": 1.5}}
     (warned,) = set(page_warnings(audited(canaries=obeying))) - set(page_warnings(run))
     assert "does not resist" in warned
     assert "of 19 copies of responses with words to the judge, 2 gained a point or more" in warned

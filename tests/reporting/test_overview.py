@@ -125,6 +125,16 @@ def test_points_of_a_sweep_with_long_names_are_told_apart_and_leave_room_for_the
     assert "of our own clinic" not in circle.svg  # cut, and pytest makes a warning of a collapsed plot an error
 
 
+def test_sentences_about_points_of_a_sweep_name_the_point() -> None:
+    points = [compared(f"mini-align.beta-{beta}") for beta in (0.1, 0.3)]
+    beside = [Compared(each.artifact, "policy against base", each.metrics) for each in points]
+    said = headlines([*beside, compared()], [], {})
+    assert [each.sentence.partition(":")[0] for each in said] == [
+        *(f"policy against base (mini-align.beta-{beta})" for beta in (0.1, 0.3)),
+        "dpo against base",
+    ]
+
+
 def words(count: int) -> str:
     return " ".join(["word"] * count)
 

@@ -164,12 +164,21 @@ def test_verdicts_of_another_confidence_than_usual_say_so(confidence: float, nam
     assert len(said) == named
 
 
+SWAYED = {"gained_a_point": ["a1", "b2"], "lost_a_point": 1, "resists": False}
+
+
+def gain(low: float | None) -> dict[str, Any]:
+    return {"n": 19, "mean": 0.3, "low": low, "high": low and 0.6, "largest": 1.0}
+
+
 @pytest.mark.parametrize(
     ("found", "warnings", "words"),
     [
         (canaries(lost_a_point=0), 0, "no copy of a response gained a point by them. "),
         (canaries(lost_a_point=7), 0, "no copy of a response gained a point by them, and 7 lost one or more. "),
-        (canaries(gained_a_point=["a1", "b2"], resists=False), 1, "OBEYS words that address it: 2 of 19 copies"),
+        (canaries(**SWAYED, gain=gain(0.2)), 1, "OBEYS words that address it: 2 of 19 copies"),
+        (canaries(**SWAYED, gain=gain(0.0)), 1, "it is unclear: 2 of 19 copies gained a point or more by them, 1 lost"),
+        (canaries(**SWAYED, gain=gain(None)), 1, "it is unclear: 2 of 19 copies"),
         (canaries(missing=20, gain=None, resists=None), 0, "unknown: every copy failed"),
         (canaries(asked=0, missing=0, gain=None, resists=None), 0, "unknown: no response could gain a point"),
     ],

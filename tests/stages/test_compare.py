@@ -154,6 +154,10 @@ def test_a_difference_that_hangs_on_failed_verdicts_is_marked(
     ended = cli("compare", "comparisons/failing", "comparisons/even", "--store", store)
     (row,) = table(ended.out, "Paired differences")
     assert (row[5], row[6]) == ("5", reading)
+    settings = {row[0]: row[1:] for row in table(ended.out, "Settings that differ")}
+    assert all(re.fullmatch("'[0-9a-f]{12}'", each) for each in settings["policy answers: responder.file.sha256"])
+    ended = cli("power", "--from", "comparisons/failing", "--target", "0.15", "--icc", "0.05", "--store", store)
+    assert "Neither side's answers vary: take more speeches" in ended.out
 
 
 @pytest.mark.parametrize(("headline", "rate", "words"), [("anchored", 0.61, "judge and"), ("human_only", 0.6, "alone")])

@@ -30,11 +30,13 @@ def test_points_share_what_is_the_same_and_stand_in_one_table(miniature: Miniatu
     assert ended.out.splitlines()[-1] == f"report: {report.file('report.html').resolve()}"
     first, *others = rows(ended.out)
     assert [row[0] for row in (first, *others)] == ["align.beta=0.1", "align.beta=0.3", "align.beta=1.0"]
-    rates = [float(row[1].split()[0]) for row in (first, *others)]
-    assert first[2] == "–"  # noqa: RUF001
+    assert {row[1] for row in (first, *others)} == {"online"}
+    assert "] eval-winrate, policy online, align.beta=0.3, rubric" in ended.err
+    rates = [float(row[2].split()[0]) for row in (first, *others)]
+    assert first[3] == "–"  # noqa: RUF001
     for row, rate in zip(others, rates[1:], strict=True):
-        assert abs(float(row[2]) - (rate - rates[0])) < 0.11
-        assert row[4] == "8"
+        assert abs(float(row[3]) - (rate - rates[0])) < 0.11
+        assert row[5] == "8"
     assert [row[-1].partition("@")[0] for row in (first, *others)] == [f"mini-{each}" for each in suffixes]
     again = warm.run("run", miniature.recipe, "--store", store, *SWEEP)
     assert (again.code, "created:" in again.out) == (0, False)
@@ -46,7 +48,7 @@ def test_sweeps_multiply_and_a_dry_run_shows_each_point(miniature: Miniature, cl
     ended = cli("run", miniature.recipe, "--store", miniature.store, "--dry-run", *sweep)
     assert ended.code == 0, ended.err
     headings = [line for line in ended.out.splitlines() if line.startswith("# ")]
-    assert len([each for each in headings if each.startswith("# eval-winrate, ")]) == 4
+    assert len([each for each in headings if each.startswith("# eval-winrate, policy online, eval-")]) == 4
     assert len([each for each in headings if each.startswith("# train-reward")]) == 1
     assert "mini-eval-winrate.confidence-0.8-eval-winrate.max_speeches-4@" in ended.out
     assert [each for each in headings if "report" in each] == ["# report, one of all points"]

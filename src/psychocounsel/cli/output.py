@@ -18,7 +18,7 @@ from psychocounsel.store.store import STORE_VARIABLE, Store, open_store
 
 if TYPE_CHECKING:
     from psychocounsel.config.base import Settings
-    from psychocounsel.config.recipe import StageName
+    from psychocounsel.config.recipe import StageName, Step
     from psychocounsel.stages.recipe import StepPreview
     from psychocounsel.store.artifacts import ArtifactSpec
 
@@ -260,6 +260,12 @@ def warn_of_unread_rubric(configs: "Iterable[Settings]", folder: Path) -> None:
         )
 
 
+def heading(step: "Step", label: str) -> str:
+    """Return what names a step: also the policy that it evaluates, and what differs at a point of a sweep."""
+    author = getattr(getattr(step.config, "policy", None), "author", "")
+    return ", ".join(filter(None, [step.name, author and f"policy {author}", label]))
+
+
 def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
     """Print what each step would create and pay; of an online run its result, and how much of its rounds is there.
 
@@ -268,7 +274,7 @@ def show_dry_run(previews: "Sequence[StepPreview]", store: Store) -> None:
     from psychocounsel.llm.session import bill_of
 
     for preview in previews:
-        console.result(f"# {preview.step.name}{f', {preview.label}' if preview.label else ''}")
+        console.result(f"# {heading(preview.step, preview.label)}")
         if console.is_verbose():
             console.result(preview.step.config.model_dump_json(indent=2))
         if rubric := rubric_line(preview.step.config):

@@ -40,6 +40,7 @@ def power(
     if not 0.001 <= target <= 0.5:
         remedy = f"{target:g} points are {target / 100:g}" if 0.1 <= target <= 50 else "5 points are 0.05"
         raise ConfigError("is no share from 0.001 to 0.5", where=f"--target {target:g}", remedy=remedy)
+    from psychocounsel.config.schema import SIDES
     from psychocounsel.evaluation.power import VarianceComponents, variance_components
     from psychocounsel.evaluation.winrate import POINTS, in_both_orders
     from psychocounsel.reporting.artifact_tables import warnings_of
@@ -50,10 +51,11 @@ def power(
     from psychocounsel.store.schemas import read_comparisons
 
     if comparisons is None:
-        total, measured, calls, speeches = 0.25, None, 2.0, None
+        total, measured, calls, speeches, varies = 0.25, None, 2.0, None, True
         origin = "a win rate of 50 % without ties, where points vary most"
     else:
-        artifact = resolve_existing(open_store(store), comparisons, "comparisons")
+        opened = open_store(store)
+        artifact = resolve_existing(opened, comparisons, "comparisons")
         metrics = cast("ComparisonMetrics", metrics_of(artifact))
         outcomes = {at: POINTS[both.outcome()] for at, both in in_both_orders(read_comparisons(artifact)).items()}
         points = {at: won for at, won in outcomes.items() if won is not None}
@@ -63,10 +65,12 @@ def power(
         measured = variance_components(list(points.values()), [speech for speech, _ in points])
         calls = metrics.votes.asked / metrics.answered_by_both if metrics.votes else 2.0
         speeches = metrics.speeches
+        sides = [opened.open(artifact.parent(f"{side} answers")).manifest["settings"]["responder"] for side in SIDES]
+        varies = metrics.draws > 1 or any(each.get("sampling", {}).get("temperature") for each in sides)  # files do not
         for warning in warnings_of(artifact):  # variances of a judge that is no measure are none either
             console.prose(f"! {warning}")
         origin = f"{artifact.ref}, {speeches} speeches{draws_each(metrics.draws)}"
     if measured is None:
         measured = VarianceComponents(icc * total, (1 - icc) * total)
         origin += f"; its division, {icc:.0%} between speeches, is assumed"
-    console.show(*power_tables(measured, target, calls, origin, speeches))
+    console.show(*power_tables(measured, target, calls, origin, speeches, varies))

@@ -18,6 +18,7 @@ from psychocounsel.cli.output import (
     RecipeArgument,
     StageOptions,
     StoreFolder,
+    heading,
     next_command,
     next_step,
     overrides_of,
@@ -98,7 +99,7 @@ def run(
         return
 
     def announce(number: int, step: "Step", label: str) -> None:
-        about = [step.name, label, rubric_line(step.config)]
+        about = [heading(step, label), rubric_line(step.config)]
         console.note(f"[{number}/{len(steps)}] {', '.join(filter(None, about))}")
 
     made: dict[str, Artifact] = {}

@@ -308,13 +308,15 @@ def sweep_table(points: Sequence[tuple[str, Sequence[Artifact]]], store: Store) 
             unfinished = percent(each.metrics.policy_text_quality.unfinished_rate.estimate)
             round_number = _round_of(each.answers[0], store)
             rate = with_interval(each.metrics.win_rate)
-            found.append((label, rate, *difference, round_number, unfinished, each.artifact.ref))
-    header = ("point", "win rate", "difference", "interval", "speeches", "reading", "round", "unfinished", "comparison")
+            policy = each.authors[0]
+            found.append((label, policy, rate, *difference, round_number, unfinished, each.artifact.ref))
+    header = ("point", "policy", "win rate", *("difference", "interval", "speeches", "reading"))
+    header += ("round", "unfinished", "comparison")
     title = (
         "Points of the sweep: win rates, and paired differences in points to the first point, speech by speech, where "
         "reference and judge are the same. The round is the one whose weights answered."
     )
-    return Table("sweep", title, header, "llrlrlrrl", tuple(found))
+    return Table("sweep", title, header, "lllrlrlrrl", tuple(found))
 
 
 def _round_of(answers: Artifact, store: Store) -> str:
@@ -443,11 +445,16 @@ def settings_table(artifacts: Sequence[Artifact], store: Store) -> Table:
     pairs, and of the result of an online run, those of its last round.
     """
     rows = tuple(
-        (name, *(repr(own[each.ref]) if each.ref in own else "(absent)" for each in artifacts))
+        (name, *(_shown(own[each.ref]) if each.ref in own else "(absent)" for each in artifacts))
         for name, own in _differing_settings(artifacts, store).items()
     )
     header = ("setting", *(each.ref for each in artifacts))
     return Table("settings", "Settings that differ.", header, "l" * len(header), rows)
+
+
+def _shown(value: object) -> str:
+    """Return a value as a cell; of a digest the first 12 digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", repr(value))
 
 
 def _differing_settings(artifacts: Sequence[Artifact], store: Store) -> dict[str, dict[str, Any]]:

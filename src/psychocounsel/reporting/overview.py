@@ -59,9 +59,10 @@ def headlines(
         ]
         for each in compared
     ]
+    sides = [each.sides for each in compared]
     return [
         Headline(
-            _sentence(each) + _by_people(anchored.get(each.artifact.id)),
+            _sentence(each, sides.count(each.sides) > 1) + _by_people(anchored.get(each.artifact.id)),
             tuple(warning for warning in given if warning in warnings and sum(warning in all_ for all_ in own) == 1),
             each.artifact,
         )
@@ -69,7 +70,7 @@ def headlines(
     ]
 
 
-def _sentence(compared: Compared) -> str:
+def _sentence(compared: Compared, is_named: bool) -> str:
     metrics = compared.metrics
     rate = metrics.win_rate
     verdict = _against_half(rate)
@@ -94,9 +95,10 @@ def _sentence(compared: Compared) -> str:
     )
     leak = metrics.leakage
     leaked = f" {leak.leaked} of {leak.speeches} speeches were in the training data." if leak and leak.leaked else ""
+    name = f" ({compared.artifact.name})" if is_named else ""
     return (
-        f"{compared.sides}: the judge ({metrics.judges.evaluation}) prefers the policy in {percent(rate.estimate)} "
-        f"({interval(rate)}) of the comparisons, ties half, on {metrics.speeches} speeches"
+        f"{compared.sides}{name}: the judge ({metrics.judges.evaluation}) prefers the policy in "
+        f"{percent(rate.estimate)} ({interval(rate)}) of the comparisons, ties half, on {metrics.speeches} speeches"
         f"{draws_each(metrics.draws)}: {verdict}.{missing}{leaked}"
     )
 

@@ -11,12 +11,17 @@ SPEECHES = (50, 100, 200, 500, 1000, 2324)
 
 
 def power_tables(
-    components: VarianceComponents, target: float, calls: float, origin: str, speeches: int | None = None
+    components: VarianceComponents,
+    target: float,
+    calls: float,
+    origin: str,
+    speeches: int | None = None,
+    varies: bool = True,
 ) -> list[Table]:
     """Return what speeches and draws do to the interval of a win rate, and the ways to a half width of `target`.
 
     `calls` are those of the judge for one pair of answers, `origin` says where the components come from, and
-    `speeches` are those that there are.
+    `speeches` are those that there are, and `varies` says whether another draw gives either side another answer.
     """
     rows: list[Row] = [
         (f"{count:,}", *(_points(components.half_width(count, draws)) for draws in DRAWS), _floor(components, count))
@@ -38,7 +43,7 @@ def power_tables(
         Table("half_width", title, header, "l" + "r" * (len(DRAWS) + 1), tuple(rows)),
         Table(
             "target",
-            reach + _with_these(components, target, speeches),
+            reach + _with_these(components, target, speeches, varies),
             ("draws", "speeches", "answers of each side", "calls of the judge"),
             "lrrr",
             tuple(ways),
@@ -46,14 +51,20 @@ def power_tables(
     ]
 
 
-def _with_these(components: VarianceComponents, target: float, speeches: int | None) -> str:
+def _with_these(components: VarianceComponents, target: float, speeches: int | None, varies: bool) -> str:
     if speeches is None:
         return ""
     draws = components.draws_for(target, speeches)
     if draws is not None:
         most = components.at_most.draws_for(target, speeches) if components.at_most else draws
         upper = "" if most == draws else f", at most {most}" if most else ", if that is possible at all"
-        return f" These {speeches:,} speeches need {draws} draw{'s' if draws > 1 else ''}{upper}."
+        fixed = (
+            " Neither side's answers vary: take more speeches, or give a side a temperature above 0, or a file with "
+            "several answers to each speech and several_answers: true."
+            if draws > 1 and not varies
+            else ""
+        )
+        return f" These {speeches:,} speeches need {draws} draw{'s' if draws > 1 else ''}{upper}.{fixed}"
     floor = _floor(components, speeches)
     return f" No number of draws is enough for these {speeches:,} speeches: their floor is ±{floor}."
 
