@@ -50,7 +50,7 @@ def test_a_killed_run_computes_the_pending_shards_only(
     whole = compute(tiny_model_folder, tmp_path / "whole")
     work = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(tiny_model_folder), str(work)]
-    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": FOLDERS}, check=False)
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": FOLDERS, "OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(work.iterdir())) == 2
     seen: list[tuple[int, int]] = []
