@@ -247,19 +247,24 @@ def _ways_to_dial(key: str, calling_code: str | None) -> list[str]:
 
 # --- Texts about a crisis --------------------
 
+_IN_A_HOME = r"\b(?! (together|apart|here|near|at home|in (a|my|our)|with (him|her|them|my|each))\b)"
 _CRISIS = re.compile(
     r"\bsuicid|\bself[- ]?harm|\b(i|to) (have )?overdosed?\b|\b(goodbye|farewell) (note|letter)s?\b|\bcutting again\b"
     r"|\b(kill|hang|shoot)(ed|ing)? (my|him|her|them)sel(f|ves)\b(?! in the foot)"
-    r"|\b(hurt|harm|cut|burn)(t?ing|ed|t)? (myself|my (arm|leg|thigh|wrist)s?)\b"
-    r"|\b(tak(e|en|ing)|took|swallow(ed|ing)?) (all|too many|a \w+ of)( of)?( (my|the|his|her|their))? (pill|tablet)s\b"
+    r"|\b(hurt|harm|cut|burn)(t?ing|ed|t)? myself\b|\b(cut|burn)(t?ing|ed|t)? my (arm|leg|thigh|wrist)s?\b"
+    r"(?! (shaving|cooking|at work|on (a|the))\b)"
+    r"|\b(tak(e|en|ing)|took|swallow(ed|ing)?) (all|too many|a (bottle|bunch|handful|lot|pack) of)( of)?"
+    r"( (my|the|his|her|their))? (pill|tablet)s\b(?! (on time|every|each|as)\b)"
     r"|\b(end(ed|ing)?|tak(e|ing)|took) (my|his|her|their) (own )?life\b|\bend(ed|ing)? it (all|today|tonight)\b"
+    r"(?! with (him|her|them|my (boy|girl)friend|my (husband|wife|partner))\b)"
     r"|\b(want|wish)(ed|ing|s)? (to (die|be dead)|(i|he|she) (was dead|were dead|had never been born))\b"
-    r"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live|exist|wake up)\b"
+    rf"|\b(do not|don['\u2019]?t|not) want to (be alive|be here any ?more|live{_IN_A_HOME}|exist|wake up)\b"
     r"|\bhop(e|ed|ing) (not to|(that )?i (don['\u2019]?t|won['\u2019]?t|never)) wake up\b|\bnot being here any ?more\b"
     r"|\brather be dead\b|\btired of (living|being alive)\b(?! \w)"
     r"|\bcare (if|whether) i (live|die)(?= or\b| any ?more|\s*[.,;!?]|\s*$)"
     r"|\bbetter off (dead|without me|with me gone|if i (am|was|were|died))\b"
-    r"|\b(no|any) (reason|point) (to|in) (live|living|being alive)\b|(\bnot|n['\u2019]t|\bno longer) worth living\b"
+    rf"|\b(no|any) (reason|point) (to|in) ((live|living){_IN_A_HOME}|being alive\b)"
+    r"|(\bnot|n['\u2019]t|\bno longer) worth living\b"
 )
 
 
