@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Barrier, Timer
 
 import pytest
 from hypothesis import given, settings
@@ -101,9 +101,23 @@ def test_threads_take_turns(journal):
     assert len(journal.replies("shared")) == 30
 
 
+def test_several_runs_may_begin_the_same_journal_at_once(tmp_path):
+    at_once = Barrier(4)
+
+    def begin(path: Path) -> None:
+        at_once.wait()
+        with Journal(path):
+            pass
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            list(pool.map(begin, [tmp_path / f"{number}.sqlite"] * 4))
+
+
 RECORDER = """
 import sys
 from pathlib import Path
+from threading import Barrier
 from psychocounsel.types import ReplyStatus
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.llm.journal import Entry, Journal

@@ -400,7 +400,7 @@ class Journal:
 
     def _prepare(self) -> None:
         with self._explained():
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._connection.execute("PRAGMA synchronous=FULL")
             with self._transaction():
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -420,6 +420,19 @@ class Journal:
                     self._connection.execute("INSERT OR IGNORE INTO lost_responses SELECT * FROM broken_lines")
                     self._connection.execute("DROP TABLE broken_lines")
                 self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Turn the write-ahead log on. SQLite's own timeout does not cover this change: two runs may begin a file."""
+        until = time.monotonic() + _BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as fault:
+                if fault.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
