@@ -117,6 +117,15 @@ def test_short_lines_count_near_a_calling_word_only(text: str) -> None:
         ("Try:\n1. Rest\n2. www.x.org\n3. Eat", "Try:\n1. Rest\n3. Eat"),
         ("Write to a@b.org", ""),
         ("我听到了。请联系我139-2273-8296！先休息吧。", "我听到了。先休息吧。"),
+        (
+            "休みましょう。チャイルドライン：https://childline.or.jp/電話（0120-99-7777）",
+            "休みましょう。チャイルドライン：https://childline.or.jp/電話（0120-99-7777）",
+        ),
+        (
+            "聞いています。DV相談ナビ0570-0-55210へ。090-1234-5678に電話して。",
+            "聞いています。DV相談ナビ0570-0-55210へ。",
+        ),
+        ("電話相談の窓口03-1234-9999があります。", "電話相談の窓口03-1234-9999があります。"),
         ("请访问www.xinli.com了解更多。\u201c我听到了。\u201d先休息吧。", "\u201c我听到了。\u201d先休息吧。"),
         ("هل تسمعني؟ اتصل بي 010 1234 9474. استرح.", "هل تسمعني؟ استرح."),
         ("मैं सुनता हूँ। मेरा नंबर 98765 63334 है। आराम करो।", "मैं सुनता हूँ। आराम करो।"),
@@ -211,6 +220,8 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("514-690-2469, (514) 690 2469", "[PHONE_1], [PHONE_1]"),
         ("https://youtu.be/dQw4w9WgXcQ or bit.ly/2aBcDe, x.org/kimQ", "[URL_1] or [URL_2], [URL_3]"),
         ("[URL_3] and www.x.org", "[URL_3] and [URL_4]"),
+        ("https://x.com/JaneRoe or y.com/in/JaneRoe, x.org/a?q=%2Fr%2Fhelp", "[URL_1] or [URL_2], [URL_3]"),
+        ("x.org/AboutUs, x.org/AboutI hope, x.org/helpHope so", "[URL_1], [URL_2]I hope, [URL_3]Hope so"),
     ],
 )
 def test_a_contact_is_replaced_as_a_whole(text: str, cleaned: str) -> None:

@@ -122,6 +122,10 @@ LEFT_ALONE = [
     "Dear Therapist, Every Sunday my Dad calls Mom. He is my Rock.",
     "I paid 500-1000 dollars, version 1.2.3 of 2019-2020.",
     "It's ok.I am fine.So is he @ 3pm, F@ck",
+    "Help! tl;dr Because I was ill. All is unreal (dp/dr). dp/dr. What now? I have a good dr. His son is ill.",
+    "Occupation: Nurse\nEducation: none\nLives with: his parent\nNotes: none",
+    "I am on Facebook, and...she is not. My boss AT ALL times. Many fantastic friends Online, but none here.",
+    "He goes to Med School, she to Culinary School; Some College is enough.",
 ]
 
 

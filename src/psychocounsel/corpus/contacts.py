@@ -71,8 +71,8 @@ _GLUED_WORD = re.compile(
     r"(?<=[a-z0-9])(?:[AI]|[A-Z][a-z'\u2019]+)$|[A-Z][a-z'\u2019]+,$"
     rf"|(?<=[/.)])(?:{_STARTS})(?:['\u2019][a-z]+)?$"
 )
-# "dQw4w9WgXcQ" has no word glued to it, "dQw4w9WgXcOne" has.
-_HASH = re.compile(r"[/=][\w-]*[a-z0-9][A-Z][\w-]*$")
+# "dQw4w9WgXcQ", "JaneRoe" and "to%2Fhelp" have no word glued to them, "dQw4w9WgXcOne" has.
+_GOES_ON = re.compile(r"[/=](?:[\w-]*[a-z0-9][A-Z]|@?[A-Z])[\w-]*$|%[0-9A-Fa-f]{1,2}$")
 _TRAILING = ".,;:!?'\"\u2019*_~"
 
 
@@ -126,8 +126,8 @@ def _url(match: re.Match[str]) -> Span:
     run = run[: next((at for at in brackets if run.count(")", 0, at) == run.count("(", 0, at)), len(run))]
     glued = _GLUED_WORD.search(run)
     if glued is not None and glued.start() > 0 and (match["path"] or "/" in run or match["long"]):
-        is_hash = _HASH.search(run[: glued.start()]) and not re.match(rf"(?:{_STARTS})\b", glued.group())
-        run = run if is_hash else run[: glued.start()]
+        goes_on = _GOES_ON.search(run[: glued.start()]) and not re.match(rf"(?:{_STARTS})\b", glued.group())
+        run = run if goes_on else run[: glued.start()]
     return Span(match.start(), match.start() + len(run.rstrip(_TRAILING)), "URL", _ADDRESS_SCORE)
 
 

@@ -77,7 +77,8 @@ _NOT_IN_NUMBERS = "\N{WHITE SQUARE}"
 _SPEAKS_OF_CRISIS = re.compile(
     r"\b(?:cris[ei]s|suicid|self[- ]?harm|hot ?line|help ?line|life ?line|emergenc|samaritan|befriend|kris[ei]|notruf"
     r"|seelsorge|urgences|zelfmoord|självmord|selvmord|itsemurha|samobój|sebevra|samovra|öngyilkos|sinucid|intihar"
-    r"|bunuh diri|самоуб|суїцид)|自[杀殺]|危机|危機|热线|[熱專]線|いのち|자살|انتحار|आत्महत्या",
+    r"|bunuh diri|самоуб|суїцид)|自[杀殺]|危机|危機|热线|[熱專]線|いのち"
+    r"|ホットライン|相談(?:ダイヤル|窓口|電話)|電話相談|자살|انتحار|आत्महत्या",
     re.IGNORECASE,
 )
 _SOMEBODYS_OWN = re.compile(

@@ -54,8 +54,8 @@ AFTER_TWO_WORDS = {
     **dict.fromkeys((("known", "as"), ("I", "am"), ("i", "am"), ("This", "is"), ("this", "is")), _LISTED_CUE),
 }
 MEETING = word_list("meeting_verbs")
-TITLED = re.compile(rf"\b(?:[DdMm]rs?|[Mm][sx]|[Pp]rof)\b\.? ?(?P<name>{NAME}|[^\W\d_]{{3,}})(?!\w)")
-NO_TITLED_NAMES = word_list("not_after_titles")
+TITLED = re.compile(rf"(?<![\w/;])(?:[DdMm]rs?|[Mm][sx]|[Pp]rof)\b\.? ?(?P<name>{NAME}|[^\W\d_]{{3,}})(?!\w)")
+NO_TITLED_NAMES = word_list("not_after_titles") | word_list("sentence_starts")
 SIGN_OFF = re.compile(
     r"(?:\b(?:[Tt]hanks|[Tt]hank you|[Ss]incerely|[Rr]egards|[Bb]est|[Ll]ove|[Yy]ours|[Ss]igned)[^\w\n]{0,3}?"
     r"(?:,\s{0,3}|\s{0,2}\n\s{0,3}|\s?[\u2013\u2014~-]+\s?)|\n\s{0,3}[\u2013\u2014~-]+\s?)"
@@ -166,7 +166,9 @@ def _capitalised(text: str) -> Iterator[Span]:
         if word in ORDINARY_CAPITALISED:
             continue
         before = _before(text, match.start())
-        cue = _cue(text, before, match.end())
+        # "Occupation: Nurse" on the line before does not make a name of "Education:".
+        is_label = text.startswith(":", match.end()) and text.startswith("\n", match.start() - 1)
+        cue = None if is_label else _cue(text, before, match.end())
         if cue is not None and _is_name(word, is_sure=cue.is_sure):
             yield _named(text, *match.span(), cue.score)
         elif word in GIVEN_ANYHOW or word.partition("-")[0] in GIVEN_ANYHOW or word.startswith(("Mc", "O'")):
@@ -283,7 +285,7 @@ _TAG = re.compile(r"(?<!\w)[\w.]{2,32}#\d{4}(?!\w)")
 _NAMED_HANDLE = re.compile(
     r"(?:(?a:\b)(?:insta(?:gram)?|wechat|snap(?:chat)?|twitter|tik ?tok|discord|reddit|tumblr|facebook|user ?name"
     r"|handle|account)(?:\s(?:user ?name|handle|name|account|id))?(?:\sis|:|,)\s|微信号?[是:\uff1a]?\s?)"
-    rf"(?=(?:{_ACCOUNT}|\.)*[\d_.]{_ACCOUNT})(?=[\d_.]*(?![\d_]){_ACCOUNT})(?P<handle>{_ACCOUNT}+(?:\.{_ACCOUNT}+)*)",
+    rf"(?=(?:{_ACCOUNT}|\.(?!\.))*[\d_.]{_ACCOUNT})(?=[\d_.]*(?![\d_]){_ACCOUNT})(?P<handle>{_ACCOUNT}+(?:\.{_ACCOUNT}+)*)",
     re.IGNORECASE,
 )
 _IP = re.compile(
@@ -394,7 +396,7 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 15  # what removes contacts looks for people too: raise that of the corpus with it
+VERSION = 16  # what removes contacts looks for people too: raise that of the corpus with it
 # A digit, or what marks an account. Without one no rule has a match.
 _SIGN = re.compile(r"[\d_@]|\.(?=\w)|u/\w")
 
