@@ -12,7 +12,7 @@ from psychocounsel.config.sources import AuthorIs
 from psychocounsel.corpus.contacts import holds, phone_numbers, web_addresses
 from psychocounsel.corpus.crisis import CrisisServices, names_crisis_service
 from psychocounsel.corpus.deidentify import PLACEHOLDER, Placeholders
-from psychocounsel.corpus.deidentify.words import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
+from psychocounsel.corpus.deidentify.patterns import AMBIGUOUS, GIVEN, NOT_NAMES, SURNAMES
 from psychocounsel.corpus.text import blanked, either, replaced, sentences, touches, word_list
 
 # --- Who the authors are --------------------

@@ -14,14 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from psychocounsel.config.corpus import ENTITIES, DeidentificationConfig, Entity
 from psychocounsel.corpus.crisis import CrisisServices, crisis_services
 from psychocounsel.corpus.deidentify import patterns
+from psychocounsel.corpus.deidentify.patterns import AMBIGUOUS_LOWER, NOT_NAMES, PLACEHOLDER
 from psychocounsel.corpus.deidentify.planted import MarkedText
-from psychocounsel.corpus.deidentify.words import (
-    AMBIGUOUS_LOWER,
-    LISTS_DIGEST,
-    METHOD_AUTHORS,
-    NOT_NAMES,
-    PLACEHOLDER,
-)
 from psychocounsel.corpus.text import Span, either, replaced, touches
 from psychocounsel.errors import ConfigError
 from psychocounsel.store.files import digest_of_files
@@ -265,11 +259,11 @@ class Deidentifier:
         self._presidio = None if config.spacy_model is None else Presidio(config.spacy_model, config.entities)
         self._entities, self._min_score, self._crisis = frozenset(config.entities), config.min_score, crisis
         # Scripts without spaces have no ends of words.
-        self._kept = re.compile(rf"(?<![A-Za-z0-9]){either({*config.keep, *METHOD_AUTHORS})}(?![A-Za-z0-9])")
+        self._kept = re.compile(rf"(?<![A-Za-z0-9]){either({*config.keep, *patterns.METHOD_AUTHORS})}(?![A-Za-z0-9])")
         self.fingerprint: dict[str, Any] = {
             "engine": config.engine,
             "patterns": str(patterns.VERSION),
-            "lists": LISTS_DIGEST,
+            "lists": patterns.LISTS_DIGEST,
             "entities": sorted(config.entities),
             "min_score": config.min_score,
             **({"keep": sorted({*config.keep})} if config.keep else {}),

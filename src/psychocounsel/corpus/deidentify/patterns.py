@@ -6,23 +6,41 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from psychocounsel.config.corpus import Entity
+from psychocounsel.config.corpus import ENTITIES, Entity
 from psychocounsel.corpus.contacts import UNSPACED, phone_numbers, web_addresses
-from psychocounsel.corpus.deidentify.affiliations import affiliations
-from psychocounsel.corpus.deidentify.words import (
-    AMBIGUOUS,
-    AMBIGUOUS_LOWER,
-    GIVEN_ANYHOW,
-    GIVEN_LOWER,
-    NAME,
-    NO_WORDS_LOWER,
-    NOT_NAMES,
-    ORDINARY_CAPITALISED,
-    SURNAMES,
-    SURNAMES_LOWER,
-    UPPER,
+from psychocounsel.corpus.text import LISTS, Span, word_list
+from psychocounsel.store.files import digest_of_files
+
+PLACEHOLDER = re.compile(rf"\[({'|'.join(ENTITIES)})_(\d+)\]")
+
+# --- Word lists --------------------
+
+# Shorter ones in capitals are abbreviations more often than names: ED, IAN, KIM.
+_SHORTEST_IN_CAPITALS = 4
+_SHORTEST_IN_LOWER_CASE = 5
+
+GIVEN = word_list("given_names")
+AMBIGUOUS = word_list("ambiguous_names")
+SURNAMES = word_list("surnames")
+NOT_NAMES = word_list("not_names")
+METHOD_AUTHORS = word_list("authors_of_methods")
+
+GIVEN_LOWER = frozenset(name.lower() for name in GIVEN)
+AMBIGUOUS_LOWER = frozenset(name.lower() for name in AMBIGUOUS)
+SURNAMES_LOWER = frozenset(name.lower() for name in SURNAMES)
+NO_WORDS_LOWER = GIVEN_LOWER - word_list("words_in_lower_case")
+GIVEN_ANYHOW = (
+    GIVEN
+    | {name.upper() for name in GIVEN if len(name) >= _SHORTEST_IN_CAPITALS}
+    | {name for name in NO_WORDS_LOWER if len(name) >= _SHORTEST_IN_LOWER_CASE}
 )
-from psychocounsel.corpus.text import Span, word_list
+ORDINARY_CAPITALISED = frozenset(word.capitalize() for word in NOT_NAMES - AMBIGUOUS_LOWER)
+LISTS_DIGEST = digest_of_files(LISTS, (path.name for path in LISTS.glob("*.txt")))
+
+UPPER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0106\u010c\u0110\u011e\u0130\u0141\u0143\u015a\u015e\u0160\u0179\u017b\u017d"
+# Of Latin letters: in a script without spaces the sentence goes on behind a name.
+NAME = rf"[{UPPER}](?:[A-Za-z\u00c0-\u024f\u1e00-\u1eff]|['\u2019-](?=[{UPPER}])){{1,40}}"
+
 
 # --- What announces a name --------------------
 
@@ -221,9 +239,7 @@ def _named(text: str, start: int, end: int, score: float) -> Span:
 
 def _speakers(text: str) -> Iterator[Span]:
     """Yield the labels of a transcript that may be names and stand before two lines or more."""
-    labels = (
-        [match for match in _SPEAKER.finditer(text) if match["name"].capitalize() in _LISTED] if ":" in text else []
-    )
+    labels = [match for match in _SPEAKER.finditer(text) if match["name"].capitalize() in _LISTED]
     times = Counter(match["name"] for match in labels)
     yield from (Span(*match.span("name"), "PERSON", 0.7) for match in labels if times[match["name"]] > 1)
 
@@ -265,6 +281,52 @@ def _is_name_again(text: str, match: re.Match[str]) -> bool:
     if before.starts_sentence:
         return ACTS_OR_IS.match(text, match.end()) is not None
     return word not in NOT_NAMES or before.last.lower() not in TIMES
+
+
+# --- Where people work and study --------------------
+
+_PROPER = rf"(?:St\. )?[{UPPER}][\w&'\u2019-]*"
+_PLACE = rf"{_PROPER}(?: (?!and I\b)(?:(?:of|and|the|for|&|de|la) )?{_PROPER}){{0,4}}"
+_JOBS = "boss|manager|cashier|barista|nurse|teacher|engineer|driver|cook|clerk|intern|supervisor|analyst|employee"
+_EMPLOYER = re.compile(
+    r"\b(?i:work(?:s|ed|ing)? (?:(?:full|part)[- ]time )?(?:at|for)|(?:job|shifts?|internship|position) (?:at|with)"
+    r"|(?:employed|hired) (?:at|by)|(?:fired|laid off) (?:from|by)|(?:company|firm|start-?up) (?:called|named)"
+    rf"|(?:{_JOBS}) (?:at|for)) (?:the |a |an )?(?P<name>{_PLACE})"
+)
+# What follows each of the words above; and what is in each name of a school. Most texts have neither.
+_AFTER_PREPOSITION = re.compile(
+    rf" (?=(?:the |a |an )?[{UPPER}])"
+    r"(?i:(?<= (?:at|by|of|to) )|(?<=into )|(?<= for )|(?<=(?:with|from) )|(?<=called )|(?<=named ))"
+)
+_LEVELS = "High|Middle|Elementary|Primary|Secondary|Grammar|Junior High|Law|Medical|Business|Prep|Preparatory"
+_KIND = rf"(?:(?:{_LEVELS}) )?(?:School|Academy)|University|College|High|Elementary|Prep|Institute of Technology"
+_KIND_SIGNS = ("School", "Academy", "University", "College", "High", "Elementary", "Prep", "Institute")
+_SCHOOL = re.compile(
+    rf"\b(?:(?P<of>(?:University|College) of (?:the )?{_PROPER}(?: {_PROPER})?(?: at {_PROPER}(?: {_PROPER})?)?)"
+    rf"|(?P<own>{_PROPER}(?: (?:of |and )?{_PROPER}){{0,3}}? (?:{_KIND}))"
+    r"|(?i:student at|graduated? from|studying at|enrolled at|degree (?:from|at)|(?:accepted|admitted) (?:in)?to"
+    rf"|dropped out of|(?:freshman|sophomore|junior|senior) at) (?:the )?(?P<after>{_PLACE}))(?!\w)"
+)
+_STARTS = word_list("sentence_starts")
+_KINDS = _STARTS | word_list("kinds_of_places")
+
+
+def _affiliations(text: str) -> Iterator[Span]:
+    """Yield the employers and schools that a text names, each wherever it stands again; they may overlap."""
+    found: dict[str, tuple[Entity, float]] = {}
+    is_announced = _AFTER_PREPOSITION.search(text) is not None
+    for match in _EMPLOYER.finditer(text) if is_announced else ():
+        found[match["name"]] = ("EMPLOYER", 0.6)
+    is_named = any(sign in text for sign in _KIND_SIGNS)
+    for match in _SCHOOL.finditer(text) if is_announced or is_named else ():
+        words = match[match.lastgroup or 0].split()
+        while words and words[0].lower() in _STARTS:
+            words = words[1:]
+        found[" ".join(words)] = ("SCHOOL", 0.75)
+    for name, (entity, score) in found.items():
+        if not _KINDS.issuperset(name.lower().replace("\u2019", "'").split()):
+            for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                yield Span(*match.span(), entity, score)
 
 
 # --- Addresses and numbers --------------------
@@ -433,7 +495,7 @@ _RULES = (
 def find_all(text: str) -> Iterator[Span]:
     """Yield the finds of all patterns: people by cues and names, all else by form; they may overlap."""
     yield from find_people(text)
-    yield from affiliations(text)
+    yield from _affiliations(text)
     yield from web_addresses(text)
     yield from phone_numbers(text)
     for rule in _RULES if _SIGN.search(text) else ():
