@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby, zip_longest
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -179,8 +179,8 @@ def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callabl
     It is compiled again where a size is 1 or exceeds a block, with and without gradients: more often than torch allows,
     which would go on without its kernel then, with a score for every pair of tokens.
     """
-    compiler = cast(Any, torch.compile)  # its type knows no limit
-    return compiler(function, dynamic=True, backend=backend, recompile_limit=RECOMPILE_LIMIT)
+    often = torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)  # torch.compile knows no limit before 2.13
+    return often(torch.compile(function, dynamic=True, backend=backend))
 
 
 def _attention_forward(
