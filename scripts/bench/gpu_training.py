@@ -1,14 +1,25 @@
-"""Compare packed DPO steps of a large model with stock trl on one GPU: tokens per second, MFU and peak memory.
+r"""Compare packed DPO steps of a large model with stock trl on one GPU: tokens per second, MFU and peak memory.
 
-    python scripts/bench/gpu_training.py
-    python scripts/bench/gpu_training.py --device cpu --layers 2 --hidden 256 --pairs 2   # a rehearsal
+    python scripts/bench/gpu_training.py --ways "LoRA, bf16"    # minutes for each way
+    python scripts/bench/gpu_training.py --ways "full, bf16"    # 80 GB or more
+    python scripts/bench/gpu_training.py --device cpu --layers 1 --hidden 64 --pairs 1 --steps 1   # a rehearsal
 
 A random model of Llama-3.1-8B's shape takes optimizer steps over random pairs of the paper's mean lengths (prompt 164,
 prompt and chosen 420, prompt and rejected 363 tokens, log-normal with a deviation of 0.5), against a reference that
 finds all tokens equally likely. Both ways get the same micro-batches; "trl" is its own forward on padded rows. Tokens
 are those that are distinct: each prompt once, no padding. MFU is useful operations (6 for a trained weight and 4 for a
 frozen one, none for what is computed again) over the matrix rate that the device reaches itself in bfloat16. Each cell
-runs in a process of its own. It has been rehearsed on a CPU and has not been run on a GPU yet.
+runs in a process of its own; one that fails leaves its row empty. It has been rehearsed on a CPU and has not been run
+on a GPU yet.
+
+Where torch (2.11 or newer, with Triton and a C compiler) is installed and the package is not, these wheels, 19 MiB in
+all, are enough beside accelerate, pandas, pyarrow and what they need; pip names those of another machine's Python with
+--python-version 3.12 --only-binary=:all: --platform manylinux2014_x86_64:
+
+    pip download --no-deps -d wheels -c requirements.txt trl transformers huggingface_hub peft datasets dill \
+        multiprocess pydantic pydantic_core annotated-types typing-inspection httpx2 httpcore2 sniffio truststore
+    pip install --no-index --no-deps --target site wheels/*.whl
+    PYTHONPATH=site:src python scripts/bench/gpu_training.py --ways "LoRA, bf16"
 """
 
 import argparse
@@ -83,9 +94,10 @@ def measure(arguments: argparse.Namespace, shape: Any) -> dict[str, float]:
     )
     torch.manual_seed(0)
     rate = matrix_rate(device)
-    with quiet_libraries(), torch.device(device):
+    with quiet_libraries():
         is_frozen = optimisation.weights == "bf16" and optimisation.lora is not None
-        model: Any = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16 if is_frozen else torch.float32)
+        with torch.device(device):
+            model: Any = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16 if is_frozen else torch.float32)
         prepare_weights(model, optimisation)
         inner = model
         if optimisation.lora is not None:
@@ -105,15 +117,17 @@ def measure(arguments: argparse.Namespace, shape: Any) -> dict[str, float]:
         distinct = [len(pack([[*prompt, *response] for prompt, response in rows]).token_ids) for rows in work]
         seconds: list[float] = []
         losses: list[float] = []
-        for number, rows in enumerate([*work[:4], *work]):  # the first four warm up: kernels are compiled for them
-            if number == 4:
+        for number, rows in enumerate([*work, *work]):  # the first time, kernels are compiled for them
+            if number == len(work):
                 seconds.clear()
                 losses.clear()
             synchronize(device)
             started = time.perf_counter()
-            with torch.autocast(device, torch.bfloat16, enabled=optimisation.precision == "bf16"):
-                outputs = model(**padded(rows, labels=True))
+            with torch.device(device):
+                inputs = padded(rows, labels=True)
                 uniform = torch.tensor([len(response) for _, response in rows]) * -math.log(shape.vocab_size)
+            with torch.autocast(device, torch.bfloat16, enabled=optimisation.precision == "bf16"):
+                outputs = model(**inputs)
                 chosen, rejected = (outputs.log_probs.sum(dim=1) - uniform).chunk(2)
                 loss = -logsigmoid(BETA * (chosen - rejected)).mean()
             loss.backward()
@@ -168,11 +182,14 @@ def main() -> None:
         stock: dict[str, float] = {}
         for forward in ("trl", "packed"):
             command = [sys.executable, *sys.argv, "--way", way, "--forward", forward]
-            run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            run = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            if run.returncode:  # out of memory, say, which it printed
+                print(f"| {way} | {forward} | | | | | | |", flush=True)
+                continue
             found = json.loads(run.stdout.splitlines()[-1])
-            stock = stock or found
-            times = found["tokens"] / stock["tokens"]
-            speed = f"{found['tokens']:.0f} | {times:.2f} | {found['mfu']:.0%}"
+            stock = found if forward == "trl" else stock
+            times = f"{found['tokens'] / stock['tokens']:.2f}" if stock else ""
+            speed = f"{found['tokens']:.0f} | {times} | {found['mfu']:.0%}"
             memory = f"{found['counted'] / GB:.1f} | {found['predicted'] / GB:.1f}"
             print(f"| {way} | {forward} | {speed} | {memory} | {found['loss']:.4f} |", flush=True)
 
