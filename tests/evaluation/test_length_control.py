@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from psychocounsel.errors import DataQualityError
-from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rate
+from psychocounsel.evaluation.length_control import (
+    LengthComparison,
+    length_controlled_rate,
+    length_controlled_rates,
+)
 from psychocounsel.evaluation.statistics import student_t
 
 
@@ -111,6 +115,22 @@ def test_interval_is_that_of_the_sandwich_hc3() -> None:
     deviation = math.sqrt((bread @ meat @ bread)[0, 0])
     high = 1 / (1 + math.exp(-(theta + student_t(148) * deviation)))
     assert result.rate.high == pytest.approx(high, abs=1e-4)  # but for the ridge
+
+
+def test_policies_under_one_judge_share_the_effect_of_length() -> None:
+    near = simulated(0.0, 1.0, 400, seed=1, mean=5)
+    far = simulated(1.0, 1.0, 400, seed=2, mean=60)
+    never = comparisons([1.0, 0.0] * 100, [50.0] * 200)
+    alone = length_controlled_rate(far)
+    first, pooled, without = length_controlled_rates([near, far, never])
+    assert alone.rate is not None
+    assert first.rate is not None
+    assert pooled.rate is not None
+    assert without.rate is None
+    assert first.length_effect == pooled.length_effect
+    assert pooled.rate.high - pooled.rate.low < alone.rate.high - alone.rate.low
+    assert pooled.rate.low < 1 / (1 + math.exp(-1)) < pooled.rate.high
+    assert first.rate.low < 0.5 < first.rate.high
 
 
 def test_draws_of_one_speech_are_no_further_evidence() -> None:

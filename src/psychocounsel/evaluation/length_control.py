@@ -6,6 +6,7 @@ merit and length cannot be told apart, and nothing is reported.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,26 +36,48 @@ class LengthComparison(NamedTuple):
 
 
 def length_controlled_rate(comparisons: Sequence[LengthComparison], confidence: float = 0.95) -> LengthControlled:
-    """Return the win rate at equal length of a policy.
+    """Return the win rate at equal length of one policy; see `length_controlled_rates`."""
+    return length_controlled_rates([comparisons], confidence)[0]
+
+
+def length_controlled_rates(
+    policies: Sequence[Sequence[LengthComparison]], confidence: float = 0.95
+) -> list[LengthControlled]:
+    """Return the win rate at equal length of each policy, with one beta for all: they share a judge and a reference.
 
     Intervals are `theta ± t·s` on the logit scale. `s` is from the sandwich variance HC3 over speeches, and t has as
-    many degrees of freedom as there are speeches less the two coefficients. A pseudo-tie at zero difference keeps theta
-    finite.
+    many degrees of freedom as there are speeches less the coefficients. Each policy has a pseudo-tie at zero
+    difference, which keeps theta finite. A policy whose lengths do not overlap with the reference's takes no part.
 
     Raises:
-        DataQualityError: every outcome is missing.
+        DataQualityError: every outcome of a policy is missing.
     """
-    used = present([row.points for row in comparisons], [row.speech_id for row in comparisons])
-    apart = np.array([row.policy_length - row.reference_length for row in comparisons if row.points is not None])
-    sides = {"shorter": float((apart < 0).mean()), "longer": float((apart > 0).mean())}
-    if reason := _reason(used.values, apart):
-        return LengthControlled(None, reason, None, None, **sides)
-    sigma = float(np.std(apart))
-    coefficients, variances = _fit(np.tanh(apart / sigma), used.values, used.clusters)
-    reach = student_t(max(1, len(set(used.clusters)) - 2), confidence) * np.sqrt(variances)
-    ends = (coefficients, coefficients - reach, coefficients + reach)
-    rate = Rate(*(float(sigmoid(each)[0]) for each in ends), n=len(used.values), missing=used.missing)
-    return LengthControlled(rate, "", LengthEffect(*(float(each[1]) for each in ends)), sigma, **sides)
+    used = [present([row.points for row in rows], [row.speech_id for row in rows]) for rows in policies]
+    apart = [
+        np.array([row.policy_length - row.reference_length for row in rows if row.points is not None])
+        for rows in policies
+    ]
+    reasons = [_reason(each.values, differences) for each, differences in zip(used, apart, strict=True)]
+    fitted = [at for at, reason in enumerate(reasons) if not reason]
+    results = [
+        LengthControlled(None, reason, None, None, float((each < 0).mean()), float((each > 0).mean()))
+        for reason, each in zip(reasons, apart, strict=True)
+    ]
+    if not fitted:
+        return results
+    sigma = float(np.std(np.concatenate([apart[at] for at in fitted])))
+    lengths = [np.tanh(apart[at] / sigma) for at in fitted]
+    speeches = [name for at in fitted for name in used[at].clusters]
+    coefficients, variances = _fit(lengths, [used[at].values for at in fitted], speeches)
+    quantile = student_t(max(1, len(set(speeches)) - len(coefficients)), confidence)
+    reach = quantile * np.sqrt(variances)
+    low, high = coefficients - reach, coefficients + reach
+    effect = LengthEffect(float(coefficients[-1]), float(low[-1]), float(high[-1]))
+    for place, at in enumerate(fitted):
+        estimate, lowest, highest = (float(sigmoid(figures)[place]) for figures in (coefficients, low, high))
+        rate = Rate(estimate, lowest, highest, len(used[at].values), used[at].missing)
+        results[at] = replace(results[at], rate=rate, length_effect=effect, sigma=sigma)
+    return results
 
 
 def _reason(points: FloatArray, differences: FloatArray) -> str:
@@ -73,24 +96,31 @@ def _reason(points: FloatArray, differences: FloatArray) -> str:
     return ""
 
 
-def _fit(lengths: FloatArray, points: FloatArray, speeches: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-    """Return theta and beta, and their variances, both `[2]`.
+def _fit(
+    lengths: Sequence[FloatArray], points: Sequence[FloatArray], speeches: Sequence[str]
+) -> tuple[FloatArray, FloatArray]:
+    """Return the coefficients, a theta for each policy and beta, and their variances, both `[policies + 1]`.
 
     The penalised quasi-likelihood of soft outcomes in 0..1 is maximised by Newton's method with halved steps. The
     variance sums, over speeches c, the squares of (H - H_c)^-1 g_c, one Newton step to the fit without c: HC3
     (MacKinnon and White 1985) where a speech has one comparison, CR3 (Bell and McCaffrey 2002) where it has several.
     """
-    design = np.stack([np.ones(len(lengths) + 1), np.append(lengths, 0)], axis=1)  # the last row is the pseudo-tie
-    outcomes = np.append(points, 0.5)
+    n_policies = len(lengths)
+    design = np.zeros((sum(map(len, lengths)) + n_policies, n_policies + 1))
+    policy = np.concatenate([np.repeat(np.arange(n_policies), [len(each) for each in lengths]), np.arange(n_policies)])
+    design[np.arange(len(design)), policy] = 1
+    design[: len(design) - n_policies, -1] = np.concatenate(lengths)
+    outcomes = np.concatenate([*points, np.full(n_policies, 0.5)])  # the pseudo-ties
     names = np.unique(np.array(speeches, dtype=object), return_inverse=True)[1]
-    cluster = np.append(names, names.max() + 1)
-    ridge = np.array([0, _RIDGE])
+    cluster = np.concatenate([names, names.max() + 1 + np.arange(n_policies)])
+    ridge = np.zeros(n_policies + 1)
+    ridge[-1] = _RIDGE
 
     def loss(at: FloatArray) -> float:
         logits = design @ at
         return float((np.logaddexp(0, logits) - outcomes * logits).sum() + ridge @ at**2 / 2)
 
-    coefficients = np.zeros(2)
+    coefficients = np.zeros(n_policies + 1)
     for _ in range(_MAX_STEPS):
         chances = sigmoid(design @ coefficients)
         hessian = (design * (chances * (1 - chances))[:, None]).T @ design + np.diag(ridge)
@@ -104,7 +134,7 @@ def _fit(lengths: FloatArray, points: FloatArray, speeches: Sequence[str]) -> tu
     informations = np.zeros((cluster.max() + 1, *hessian.shape))
     weights = (chances * (1 - chances))[:, None, None]
     np.add.at(informations, cluster, weights * design[:, :, None] * design[:, None, :])
-    scores = np.zeros((len(informations), 2))
+    scores = np.zeros((len(informations), n_policies + 1))
     np.add.at(scores, cluster, design * (outcomes - chances)[:, None])
     without = np.linalg.solve(hessian - informations, scores[:, :, None])[:, :, 0]
     return coefficients, (without**2).sum(axis=0)

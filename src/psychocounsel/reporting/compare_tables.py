@@ -10,9 +10,10 @@ from typing import Any, cast
 from psychocounsel.errors import StoreError
 from psychocounsel.evaluation import agreement
 from psychocounsel.evaluation.agreement import nominal_kappa
+from psychocounsel.evaluation.length_control import LengthComparison, length_controlled_rates
 from psychocounsel.evaluation.ranking import ELO, Game, bradley_terry, paired_difference
 from psychocounsel.evaluation.statistics import MIN_SLICE
-from psychocounsel.evaluation.winrate import POINTS, BothOrders, in_both_orders
+from psychocounsel.evaluation.winrate import POINTS, BothOrders, in_both_orders, length_comparisons
 from psychocounsel.reporting.artifact_tables import key_metric
 from psychocounsel.reporting.comparison_tables import shortest_first
 from psychocounsel.reporting.tables import NONE, Row, Table, coefficient, percent, with_interval
@@ -21,7 +22,7 @@ from psychocounsel.store.evaluation_metrics import AnchorMetrics
 from psychocounsel.store.files import digest_of
 from psychocounsel.store.metrics import ComparisonMetrics, metrics_of
 from psychocounsel.store.references import settings_of
-from psychocounsel.store.schemas import read_comparisons, read_speeches
+from psychocounsel.store.schemas import read_candidates, read_comparisons, read_speeches
 from psychocounsel.store.store import Store, artifact_keys
 from psychocounsel.types import Rate, Spread
 
@@ -52,6 +53,12 @@ class _Compared:
         """What the policy won, by speech and draw; missing comparisons are left out."""
         found = {at: POINTS[both.outcome()] for at, both in self._verdicts.items()}
         return {at: each for at, each in found.items() if each is not None}
+
+    @property
+    def lengths(self) -> list[LengthComparison]:
+        """What length control needs to know."""
+        answers = [each for side in self.answers for each in read_candidates(side)]
+        return length_comparisons(self._verdicts.values(), answers)
 
     @cached_property
     def crisis_by_speech(self) -> dict[str, list[float]]:
@@ -119,7 +126,20 @@ def _names(compared: Sequence[_Compared]) -> dict[str, str]:
     return names
 
 
+def _at_equal_length(compared: Sequence[_Compared]) -> dict[str, Rate | None]:
+    """Return the win rate at equal length by the comparison's id; one judge and reference have one effect of length."""
+    groups: dict[tuple[str, str], list[_Compared]] = {}
+    for each in compared:
+        groups.setdefault((each.judge, each.reference), []).append(each)
+    found: dict[str, Rate | None] = {}
+    for group in groups.values():
+        rates = length_controlled_rates([each.lengths for each in group], group[0].confidence)
+        found |= {each.artifact.id: of.rate for each, of in zip(group, rates, strict=True)}
+    return found
+
+
 def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table:
+    at_equal_length = _at_equal_length(compared)
     rows = tuple(
         (
             each.artifact.ref,
@@ -128,7 +148,7 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
             each.metrics.judges.evaluation,
             with_interval(each.metrics.win_rate),
             NONE if each.metrics.win_rate_decided is None else percent(each.metrics.win_rate_decided.estimate),
-            NONE if (equal := each.metrics.length_controlled.rate) is None else with_interval(equal),
+            NONE if (equal := at_equal_length[each.artifact.id]) is None else with_interval(equal),
             str(each.metrics.speeches),
             str(each.metrics.win_rate.n),
             str(each.metrics.win_rate.missing),
@@ -139,12 +159,13 @@ def _policy_table(compared: Sequence[_Compared], names: dict[str, str]) -> Table
     )
     header = (
         *("comparison", "policy", "reference", "judge", "win rate", "decided"),
-        *("equal length", "speeches", "comparisons", "missing", "flips", "crisis"),
+        *("equal length, effect pooled", "speeches", "comparisons", "missing", "flips", "crisis"),
     )
     title = (
-        "Win rates of the policies over their references, ties half, the highest first. Decided: where both orders of "
-        "the answers agree on a winner; equal length: length-controlled; flips: verdicts that change with the order; "
-        "crisis: on speeches about crisis."
+        "Win rates of the policies over their references, ties half, the highest first. With the effect of length "
+        "pooled, policies with one judge and one reference share it, to be compared with each other; the rate at equal "
+        "length to quote for one policy is that of its own comparison. Decided: where both orders of the answers agree "
+        "on a winner; flips: verdicts that change with the order; crisis: on speeches about crisis."
     )
     return Table("policies", title, header, "llllrrrrrrrl", rows)
 
