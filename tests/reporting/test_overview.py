@@ -107,18 +107,22 @@ def test_the_papers_figures_stand_under_ours() -> None:
     assert paper_table([]) == []
 
 
-def test_many_policies_share_a_plot() -> None:
-    (across,) = overview_plots([compared(f"policy {number}") for number in range(6)])
+def test_many_policies_share_a_plot_and_four_of_them_a_circle() -> None:
+    across, circle = overview_plots([compared(f"policy {number}") for number in range(6)])
     assert "policy 5 against base: 72.0" in across.alternative
-    assert [overview_plots(few) for few in ([], [compared()])] == [[], []]
+    assert "The first 4 of 6 comparisons." in circle.caption
+    assert "empathy 60.0" in circle.alternative
+    assert [len(overview_plots(few)) for few in ([], [compared()])] == [0, 1]
 
 
-def test_points_of_a_sweep_with_long_names_are_told_apart() -> None:
+def test_points_of_a_sweep_with_long_names_are_told_apart_and_leave_room_for_the_circle() -> None:
     points = [compared(f"model-build-preferences.pairing.min_gap-{gap}-and-so-on") for gap in (0.5, 1.0)]
     answered = "a policy with quite a long name against counsellors of our own clinic"
-    (across,) = overview_plots([Compared(each.artifact, answered, each.metrics) for each in points])
-    assert all(f">{point.artifact.id[:8]}: a policy with" in across.svg for point in points)
-    assert "of our own clinic" not in across.svg  # cut
+    across, circle = overview_plots([Compared(each.artifact, answered, each.metrics) for each in points])
+    for point in points:
+        assert f">{point.artifact.id[:8]}: a policy with" in across.svg
+        assert f">{point.artifact.id[:8]}: a policy with" in circle.svg
+    assert "of our own clinic" not in circle.svg  # cut, and pytest makes a warning of a collapsed plot an error
 
 
 def test_sentences_about_points_of_a_sweep_name_the_point() -> None:

@@ -263,10 +263,11 @@ def _sections(data: ReportData) -> list[tuple[str, str, Sequence[Block | Table]]
         plots = [*figures(each), *(length_plot(answers[each.id]) if each.id in answers else [])]
         rates += [heading, *_picked(each, "rates", "unanswered", "missing_by_topic"), *_shown(plots)]
         quality += [heading, *_picked(each, "text_quality")]
+    side_by_side = "Policies side by side" if len(data.compared) > 1 else "By principle"
     others = [each for each in data.artifacts if each.kind not in _IN_SECTIONS]
     sections = [
         ("Main figures", "main-figures", _cards(data)),
-        ("Policies side by side", "side-by-side", [*data.across, *_shown(overview_plots(data.compared))]),
+        (side_by_side, "side-by-side", [*data.across, *_shown(overview_plots(data.compared))]),
         ("Win rate", "win-rate", [*rates, *paper_table(data.compared)]),
         ("Text quality", "text-quality", quality),
         ("Other evaluations", "evaluations", [block for each in others for block in _whole(each)]),

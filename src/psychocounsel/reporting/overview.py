@@ -12,7 +12,7 @@ from psychocounsel.reporting.artifact_tables import warnings_of
 from psychocounsel.reporting.comparison_tables import no_rate_at_equal_length
 from psychocounsel.reporting.evaluation_tables import anchor_warnings
 from psychocounsel.reporting.item_browser import ItemSet
-from psychocounsel.reporting.plots import Dot, Plot, Series, lines, rate_plot
+from psychocounsel.reporting.plots import Dot, Plot, Series, lines, rate_plot, rates_on_a_circle
 from psychocounsel.reporting.tables import (
     NONE,
     PERCENT,
@@ -150,12 +150,39 @@ def paper_table(compared: Sequence[Compared]) -> list[Table]:
 
 
 def overview_plots(compared: Sequence[Compared]) -> list[Plot]:
-    """Return the win rates of several policies; that of one has its own section."""
-    if len(compared) < 2:
+    """Return the win rates of several policies, overall and by principle."""
+    if not compared:
         return []
-    dots = [Dot(label, each.metrics.win_rate) for label, each in zip(_distinct(compared), compared, strict=True)]
-    caption = "Win rates of the policies over their references; the dashed line is 50 %."
-    return [rate_plot("across", dots, "win rate", caption, *(each.artifact for each in compared))]
+    sources = tuple(each.artifact for each in compared)
+    plots: list[Plot] = []
+    labels = _distinct(compared)
+    if len(compared) > 1:
+        dots = [Dot(label, each.metrics.win_rate) for label, each in zip(labels, compared, strict=True)]
+        caption = "Win rates of the policies over their references; the dashed line is 50 %."
+        plots.append(rate_plot("across", dots, "win rate", caption, *sources))
+    by_principle = {
+        label: {name: rate for name, rate in each.metrics.by_criterion.items() if rate.n >= MIN_SLICE}
+        for label, each in zip(labels, compared, strict=True)
+    }
+    drawn = {label: rates for label, rates in by_principle.items() if len(rates) > 2}
+    if drawn:
+        plots.append(_radar(drawn, sources))
+    return plots
+
+
+_ON_ONE_CIRCLE = 4
+
+
+def _radar(rates: Mapping[str, Mapping[str, Rate]], sources: tuple[Artifact, ...]) -> Plot:
+    shown = dict(list(rates.items())[:_ON_ONE_CIRCLE])
+    caption = "Win rate by principle with its interval, in percent from the middle; the dashed circle is 50 %."
+    if len(shown) < len(rates):
+        caption += f" The first {len(shown)} of {len(rates)} comparisons."
+    words = "; ".join(
+        f"{label}: {', '.join(f'{name} {percent(rate.estimate)}' for name, rate in by.items())}"
+        for label, by in shown.items()
+    )
+    return Plot(rates_on_a_circle("principles", shown), caption, f"{caption} {words}.", sources)
 
 
 def _distinct(compared: Sequence[Compared]) -> list[str]:

@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from psychocounsel.evaluation.statistics import MIN_SLICE
@@ -335,6 +336,40 @@ def dots_and_intervals(key: str, dots: Sequence[Dot], *, axis: str = "share") ->
         axes.set_xlim(-2, 102)
         axes.set_xlabel(f"{axis}, percent")
         axes.grid(axis="x", color=GRID, linewidth=0.6)
+        return _svg(figure, key)
+
+
+def rates_on_a_circle(key: str, rates: Mapping[str, Mapping[str, Rate]]) -> Markup:
+    """Draw the rates of up to four lines around a circle, a spoke for each name; bands are intervals."""
+    spokes = list(dict.fromkeys(name for by in rates.values() for name in by))
+    angles = [2 * math.pi * place / len(spokes) for place in range(len(spokes) + 1)]
+    with _svg_figure(3.6) as figure:
+        axes = cast("PolarAxes", figure.subplots(subplot_kw={"projection": "polar"}))
+        axes.set_theta_offset(math.pi / 2)
+        axes.set_theta_direction(-1)
+        for number, (label, by) in enumerate(rates.items()):
+            known = [by.get(name) for name in (*spokes, spokes[0])]
+            estimate, low, high = (
+                [math.nan if rate is None else 100 * getattr(rate, end) for rate in known]
+                for end in ("estimate", "low", "high")
+            )
+            colour, dash = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
+            axes.fill_between(angles, low, high, color=colour, alpha=0.12, linewidth=0)
+            marker = _MARKERS[number % len(_MARKERS)]
+            axes.plot(angles, estimate, color=colour, linestyle=dash, marker=marker, markersize=4)
+            axes.lines[-1].set_label(shortened(label, 60))  # a wider legend leaves no room for the circle
+        around = [2 * math.pi * place / 90 for place in range(91)]
+        axes.plot(around, [50] * len(around), color=INK, linewidth=1, linestyle="--", zorder=0)
+        axes.set_ylim(0, 100)
+        axes.set_yticks([25, 50, 75, 100])
+        axes.set_rlabel_position(180 / len(spokes))
+        axes.tick_params(labelsize=7.5)
+        axes.set_xticks(angles[:-1], labels=[shortened(name, 14) for name in spokes])
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.spines["polar"].set_color(GRID)
+        if len(rates) > 1:
+            columns = 2 if max(map(len, rates)) <= 30 else 1  # names wider than the figure leave no room for the circle
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=columns)
         return _svg(figure, key)
 
 

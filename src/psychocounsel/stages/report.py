@@ -32,7 +32,7 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Candidate, Judgement, Speech
 
-VERSION = 12
+VERSION = 11
 STAGE = "report"
 
 
