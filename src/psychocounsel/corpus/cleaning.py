@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
@@ -195,11 +195,7 @@ def without_contacts(text: str, crisis: CrisisServices) -> str:
 
 def _edges(text: str, found: Sequence[Span]) -> list[int]:
     """Return where sentences begin; an address after a full stop, and a capital after an address, begin one too."""
-    edges = {0, len(text)}
-    end = 0
-    for piece in sentences(text):
-        end += len(piece)
-        edges.add(end)
+    edges = {0, *accumulate(map(len, sentences(text)))}
     for contact in found:
         if (gap := _GAP_AFTER_ADDRESS.match(text, contact.end)) is not None:
             edges.add(gap.end())
@@ -397,7 +393,7 @@ def parallel_map(
 
     `open_function`, which is picklable, returns the function, here and in each of the `workers` processes. The `first`
     texts are done here, because workers take a second or two to start, the others in chunks. A worker that dies costs
-    time only: its chunk is done here. Workers end with their parent, however it ends.
+    time only: what remains is done here. Workers end with their parent, however it ends.
     """
     function, remaining = open_function(), iter(texts)
     yield from map(function, islice(remaining, first if workers else None))
@@ -407,16 +403,19 @@ def parallel_map(
     chunks = chain([beyond], chunks)
     # Spawned, not forked: a fork would inherit locks that other threads of this process hold.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (open_function,))
+    batches, futures = deque[list[str]](), deque[Future[list[_Result]]]()
     try:
-        ahead = deque((each, _submit(pool, each)) for each in islice(chunks, workers * 3))
-        while ahead:
-            batch, future = ahead.popleft()
-            try:
-                results = None if future is None else future.result()
-            except BrokenProcessPool:
-                results = None
-            yield from map(function, batch) if results is None else results
-            ahead.extend((each, _submit(pool, each)) for each in islice(chunks, 1))
+        for batch in chunks:
+            batches.append(batch)
+            futures.append(pool.submit(_work, batch))
+            if len(futures) == workers * 3:
+                yield from futures.popleft().result()
+                batches.popleft()
+        for future in futures:
+            yield from future.result()
+            batches.popleft()
+    except BrokenProcessPool:
+        yield from map(function, chain.from_iterable(chain(batches, chunks)))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -425,13 +424,6 @@ def worker_count() -> int:
     """Return one worker per processor, at most eight, none on a single processor."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, 8) if count > 1 else 0
-
-
-def _submit(pool: ProcessPoolExecutor, texts: list[str]) -> "Future[list[Any]] | None":
-    try:
-        return pool.submit(_work, texts)
-    except BrokenProcessPool:
-        return None
 
 
 _function: _Function[Any]  # of a worker

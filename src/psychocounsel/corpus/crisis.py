@@ -223,11 +223,10 @@ def speaks_of_crisis(text: str) -> bool:
 
 
 def _sentence_at(text: str, position: int) -> str:
-    end = 0
     for sentence in sentences(text):
-        end += len(sentence)
-        if position < end:
+        if position < len(sentence):
             return sentence
+        position -= len(sentence)
     return ""
 
 

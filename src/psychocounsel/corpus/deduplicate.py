@@ -86,12 +86,6 @@ def runs(text: str) -> set[str]:
     return {bare[at : at + RUN_LETTERS] for at in range(max(1, len(bare) - RUN_LETTERS + 1))}
 
 
-def similarity_estimates(sketches: SketchArray, left: Positions, right: Positions) -> NDArray[np.float64]:
-    """Return the estimated Jaccard similarity of each pair of rows; standard deviation below 0.045."""
-    equal = (sketches[left] == sketches[right]).mean(axis=1)
-    return (equal - _CHANCE) / (1 - _CHANCE)
-
-
 def _run_hashes(texts: Sequence[str]) -> tuple[Hashes, Hashes]:
     """Return a 64-bit hash of every run of every text, and where each text's hashes start and end.
 
@@ -133,19 +127,13 @@ def cluster_ids(ids: Hashes, texts: Texts, similarity: float) -> Hashes:
         return ids
     by_id = np.argsort(ids, kind="stable")
     sketches, digests = sketch(texts)
-    leaders = _first_equals(digests[by_id])
-    distinct = np.unique(leaders)
+    _, firsts, group = np.unique(digests[by_id], return_index=True, return_inverse=True)
+    leaders, distinct = firsts[group], np.sort(firsts)
     roots = _cluster_roots(texts, sketches, by_id[distinct], similarity)
     smallest = distinct[roots][np.searchsorted(distinct, leaders)]
     found = np.empty_like(ids)
     found[by_id] = ids[by_id[smallest]]
     return found
-
-
-def _first_equals(digests: Hashes) -> Positions:
-    """Return for each digest the place of the first one that equals it."""
-    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    return first[group]
 
 
 def _cluster_roots(texts: Texts, sketches: SketchArray, rows: Positions, similarity: float) -> Positions:
@@ -161,7 +149,8 @@ def _cluster_roots(texts: Texts, sketches: SketchArray, rows: Positions, similar
         roots = forest.roots()
         apart = roots[left] != roots[right]
         left, right = left[apart], right[apart]
-        estimates = similarity_estimates(sketches, rows[left], rows[right])
+        equal = (sketches[rows[left]] == sketches[rows[right]]).mean(axis=1)
+        estimates = (equal - _CHANCE) / (1 - _CHANCE)  # of the similarity; their standard deviation is below 0.045
         # Where many texts lie just below the threshold, counting every pair would take hours.
         refused = np.minimum(refusals[left], refusals[right]) >= _MAX_REFUSALS
         likely = estimates >= similarity + np.where(refused, _MARGIN, -_MARGIN)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from psychocounsel.config.corpus import Entity
 from psychocounsel.errors import ConfigError, InputError
@@ -173,11 +173,8 @@ def normalise(text: str) -> str:
     Emoji with joiners, right-to-left letters and U+2028 stay; U+0080 to U+009F become what Windows-1252 means by them,
     but for U+0085; other control characters, directional marks, characters without width and soft hyphens go.
     """
-    visible = (
-        _CONTROLS.sub(lambda control: _OF_WINDOWS.get(control.group(), ""), text)
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-    )
+    visible = _CONTROLS.sub(lambda control: _OF_WINDOWS.get(control.group(), ""), text)
+    visible = visible.replace("\r\n", "\n").replace("\r", "\n")
     if not visible.isascii():
         # Invisible characters go first: one may separate a letter from its accent. Joiners go last: composing
         # may change the letter that precedes them.
@@ -354,19 +351,12 @@ _LATIN_WORD = re.compile(r"[a-z]+")
 _ENGLISH = word_list("english")
 
 
-class _Model(Protocol):
-    labels: list[str]
-
-    def rank(self, text: str) -> list[tuple[str, float]]: ...
-
-
 @cache
-def _load_model() -> _Model:
+def _load_model() -> Any:
     """Load the n-gram model of `py3langid`, which is part of the package and takes about 80 MB of memory."""
     from py3langid import langid
 
-    read = langid.LanguageIdentifier.from_model_file
-    return cast("_Model", read(langid.MODEL_FILE, norm_probs=True))
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def is_foreign(text: str, languages: Iterable[str]) -> bool:
