@@ -103,11 +103,28 @@ def test_tables_show_this_config_alternatives_and_machines(llama_8b: Path, tmp_p
     assert needs.rows[0][1:] == needs.rows[2][1:]  # full, bf16
     assert {row[0]: row[2] for row in time.rows[1:]} == {
         "1 x H100-80": "yes",
-        "8 x H100-80": "no",  # ddp keeps the gradients twice, and these weights cannot be sharded
+        "8 x H100-80": "on one",  # ddp keeps the gradients twice, and these weights cannot be sharded
         "1 x H200-141": "yes",
         "8 x H200-141": "ddp",
     }
+    assert time.rows[1][3] == time.rows[2][3]
     assert "1600 steps" in time.title
+
+
+@pytest.mark.parametrize(
+    ("online", "disk"),
+    [({}, 305), ({"optimizer_state": "reset"}, 265), ({"rounds": 1}, 201)],  # 3 x 7, 5 to go on from, 4 per model
+)
+def test_an_online_run_is_told_what_its_rounds_keep_and_sample(
+    llama_8b: Path, tmp_path: Path, online: dict[str, Any], disk: int
+) -> None:
+    (llama_8b / "model.safetensors").touch()
+    settings = {"name": "x", "mode": "online", "policy": str(llama_8b), "optimisation": optimisation(**BF16)}
+    config = AlignConfig.model_validate({**settings, "online": {"speeches": "s", "reward_model": "r", **online}})
+    tables = preflight(config, Store(tmp_path))
+    assert not isinstance(tables, str)
+    assert f"{disk} GB of disk, 32 GB of main memory" in tables[1].title
+    assert f"{51_200 * config.online.rounds if config.online else 0:,} answers" in tables[1].title
 
 
 def test_a_small_model_needs_a_line(tmp_path: Path) -> None:

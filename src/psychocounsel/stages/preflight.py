@@ -118,7 +118,7 @@ def require_disk(config: Config, policy: Policy, work: Path) -> None:
 
 def preflight(config: Config, store: Store) -> list[Table] | str:
     """Return memory per device, time and disk of a training; a line for a small model, or why they are not known."""
-    from psychocounsel.training.memory import GB, disk_bytes  # imports torch
+    from psychocounsel.training.memory import GB, disk_bytes, model_bytes  # imports torch
 
     try:
         size = _size_of(resolve_model(store, _initial(config), POLICY_KINDS), store)
@@ -127,12 +127,14 @@ def preflight(config: Config, store: Store) -> list[Table] | str:
     online = config.online if isinstance(config, AlignConfig) else None
     # Of an online run stay the best and the last round's weights, beside those that are being written.
     policies = 1 if online is None else online.rounds if online.keep == "all" else min(online.rounds, 3)
-    disk = disk_bytes(size, config.optimisation, policies)
+    continues = online is not None and online.rounds > 1 and online.optimizer_state == "continue"
+    disk = disk_bytes(size, config.optimisation, policies, continues_optimizer=continues)
     if size.weights < SMALL_WEIGHTS:
         memory = _memory(config, size, config.optimisation, 1, "ddp").total
         needs = f"about {memory / GB:.1f} GB of memory, {disk / GB:.1f} GB of disk"
         return f"training {size.weights / 1e6:.1f} million weights: {needs}"
-    return [_memory_table(config, size), _time_table(config, size, store, f"{disk / GB:.0f} GB of disk")]
+    room = f"{disk / GB:.0f} GB of disk, {model_bytes(size) / GB:.0f} GB of main memory to load and save the model"
+    return [_memory_table(config, size), _time_table(config, size, store, room)]
 
 
 def _size_of(model: ModelReference, store: Store) -> "ModelSize":
@@ -195,7 +197,7 @@ def _memory_table(config: Config, size: "ModelSize") -> Table:
     return Table("memory", title, header, "l" + "r" * (len(header) - 1), tuple(rows))
 
 
-def _time_table(config: Config, size: "ModelSize", store: Store, disk: str) -> Table:
+def _time_table(config: Config, size: "ModelSize", store: Store, room: str) -> Table:
     from psychocounsel.training.memory import (
         CLUSTERS,
         GB,
@@ -213,23 +215,38 @@ def _time_table(config: Config, size: "ModelSize", store: Store, disk: str) -> T
     tokens = None if steps is None else steps * config.optimisation.global_batch_size * TOKENS_PER_PAIR
 
     def row(machine: "Machine") -> tuple[str, ...]:
+        one = machine._replace(devices=1)
         fitting = [
-            way
-            for way in SHARDINGS[: 1 if machine.devices == 1 else None]
+            (each, way)
+            for each in (machine, one)
+            for way in SHARDINGS[: 1 if each.devices == 1 else None]
             if not unshardable(config.optimisation, way)
-            and _memory(config, size, config.optimisation, machine.devices, way).total <= machine.memory
+            and _memory(config, size, config.optimisation, each.devices, way).total <= machine.memory
         ]
-        time = None if tokens is None else hours(tokens * per_token, machine)
-        fits = "no" if not fitting else "yes" if machine.devices == 1 else fitting[0]
+        if not fitting:
+            return (machine.name, f"{machine.memory / GB:.0f}", "no", NONE)
+        used, way = fitting[0]
+        fits = way if used.devices > 1 else "yes" if machine.devices == 1 else "on one"
+        time = None if tokens is None else hours(tokens * per_token, used)
         return (machine.name, f"{machine.memory / GB:.0f}", fits, NONE if time is None else f"{time:.1f}")
 
-    work = "an unknown number of steps" if tokens is None else f"{steps} steps, {tokens / 1e6:.0f} million tokens"
+    work = "steps are known once the pairs exist"
+    if tokens is not None:
+        work = f"{steps} steps, {tokens / 1e6:.0f} million tokens ({TOKENS_PER_PAIR} per pair)"
     title = (
-        f"Training: {work} ({TOKENS_PER_PAIR} per pair), {disk}. Hours at {MFU:.0%} of the chip's bfloat16 rate, an "
-        "assumption; without sampling and scoring."
+        f"Training: {work}; {room}. Hours at {MFU:.0%} of the chip's bfloat16 rate, an "
+        f"assumption; without sampling and scoring{_answers(config)}."
     )
     rows = tuple(row(machine) for machine in (machine_at_hand(), *CLUSTERS))
     return Table("time", title, ("", "GB per device", "fits", "hours"), "lrrr", rows)
+
+
+def _answers(config: Config) -> str:
+    """Return how many answers the rounds of an online run have at most, as words; empty without any."""
+    if not isinstance(config, AlignConfig) or config.online is None:
+        return ""
+    online = config.online
+    return f" of up to {online.rounds * online.speeches_per_round * online.candidates_per_speech:,} answers"
 
 
 def _steps(config: Config, store: Store) -> int | None:

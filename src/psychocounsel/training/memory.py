@@ -232,13 +232,23 @@ def hours(flops: float, machine: Machine) -> float | None:
     return None if machine.flops is None else flops / (machine.devices * machine.flops * MFU) / 3600
 
 
-def disk_bytes(size: ModelSize, optimisation: OptimisationConfig, policies: int = 1) -> float:
-    """Return what checkpoints and `policies` final models take on the disk; a final model is fp32."""
+def disk_bytes(
+    size: ModelSize, optimisation: OptimisationConfig, policies: int = 1, *, continues_optimizer: bool = False
+) -> float:
+    """Return what checkpoints and `policies` final models take on the disk; a final model is fp32.
+
+    With `continues_optimizer`, the state of another optimizer is there, from which the training goes on.
+    """
     lora = optimisation.lora
     trained = size.adapters(lora) if lora else size.weights
     wide = 2 if optimisation.weights == "bf16" and lora is None else 4
     moments = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 8}[optimisation.optimizer]
-    return CHECKPOINTS * trained * (wide + moments) + policies * 4 * size.weights
+    return trained * (CHECKPOINTS * (wide + moments) + moments * continues_optimizer) + policies * model_bytes(size)
+
+
+def model_bytes(size: ModelSize) -> float:
+    """Return what a model takes in fp32: on the disk, and in main memory while it is loaded or its adapters merged."""
+    return 4 * size.weights
 
 
 def cheaper(optimisation: OptimisationConfig, *, quantizes: bool) -> Iterator[OptimisationConfig]:
