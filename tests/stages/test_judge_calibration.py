@@ -94,6 +94,16 @@ def test_a_table_beside_itself_is_named_and_proves_nothing_about_more_responses(
         assert each is not None and each.low < 0.8 < each.estimate
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_rating_that_a_rater_left_out_is_missing(cli: Cli, tmp_path: Path, ending: str) -> None:
+    gaps = [{**row, "score": None} if row["speech"] < 5 and row["principle"] == "care" else row for row in rows("bob")]
+    human = write(tmp_path / f"human.{ending}", [*rows("ann"), *gaps])
+    ended = cli("calibrate-judge", human, write(tmp_path / "judge.csv", rows("judge")), "--store", tmp_path / "data")
+    assert ended.code == 0, ended.err
+    _, found = calibrated(tmp_path / "data")
+    assert (found.raters, found.items) == ({"ann": 120, "bob": 105}, 60)
+
+
 def test_other_texts_are_named_and_left_out_on_demand(cli: Cli, tmp_path: Path) -> None:
     human = write(tmp_path / "human.csv", rows("ann"))
     other = [{**row, "text": "Something else." if row["speech"] < 2 else f" {row['text']}  "} for row in rows("judge")]

@@ -181,12 +181,14 @@ def _grouped(rows: Iterable[RatingRow], config: CalibrateJudgeConfig) -> tuple[d
 
 def _table(path: str, columns: RatingColumns) -> Iterator[RatingRow]:
     for row in read_rows(path):
+        if (score := cell(row, columns.score)) in (None, ""):
+            continue  # a rating that the rater left out
         yield RatingRow(
             row.where,
             name_cell(row, columns.item),
             name_cell(row, columns.rater),
             name_cell(row, columns.principle),
-            cell(row, columns.score),
+            score,
             **{name: _optional(row, getattr(columns, name), name) for name in ("speech", "author", "text")},
         )
 
