@@ -218,7 +218,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("www.x.org, http://x.org/ and y.com, a@b.org", "[URL_1], [URL_1] and [URL_2], [EMAIL_1]"),
         ("https://a-b.org/c, www.ab.org/c, a.b@x.org", "[URL_1], [URL_2], [EMAIL_1]"),
         ("514-690-2469, (514) 690 2469", "[PHONE_1], [PHONE_1]"),
-        ("https://youtu.be/dQw4w9WgXcQ or bit.ly/2aBcDe, x.org/kimQ", "[URL_1] or [URL_2], [URL_3]"),
+        ("https://youtu.be/dQw4w9WgXcQ or bit.ly/2abcDe, x.org/kimQ", "[URL_1] or [URL_2], [URL_3]"),
         ("[URL_3] and www.x.org", "[URL_3] and [URL_4]"),
         ("https://x.com/JaneRoe or y.com/in/JaneRoe, x.org/a?q=%2Fr%2Fhelp", "[URL_1] or [URL_2], [URL_3]"),
         ("x.org/AboutUs, x.org/AboutI hope, x.org/helpHope so", "[URL_1], [URL_2]I hope, [URL_3]Hope so"),
