@@ -199,6 +199,22 @@ def test_a_gpus_kernel_is_compiled_for_every_kind_of_batch(monkeypatch: pytest.M
         torch.testing.assert_close(found, attention(query, query, query, 0.3), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_gpus_kernel_gives_the_values_and_gradients_of_attention_by_segment() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for prompt in (1, 30, 130, 300):  # not shared, less than a block of 128, more, and several blocks
+        rows = [[first] * prompt + [ending] * 40 for first in (5, 6) for ending in (7, 8)]
+        segments = pack(rows).segments
+        states = [torch.randn(1, heads, segments[-1].end, 64, generator=generator) for heads in (4, 2, 2, 4)]
+        found = []
+        for place in ("cpu", "cuda"):
+            *inputs, weights = (each.detach().to(place).requires_grad_() for each in states)
+            values = PackedAttention(segments, torch.device(place))(*inputs, 0.125)
+            (values * weights).sum().backward()
+            found.append([each.cpu() for each in (values, *(each.grad for each in inputs))])
+        torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
 SOME_ROWS = [([5] * 20 + [6], [7, 8, 9]), ([5] * 20 + [6], [9]), ([4, 3, 2], [7, 7, 7, 1])]
 
 
