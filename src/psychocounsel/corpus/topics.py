@@ -13,7 +13,7 @@ from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from typing import Annotated, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -64,17 +64,6 @@ class Unassigned(NamedTuple):
 
 
 Assigned: TypeAlias = Topic | Unassigned
-
-
-class TopicAssigner(Protocol):
-    """Assigns each speech a topic of a taxonomy, or none; never a guess. Its fingerprint is part of ids and caches."""
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]: ...  # noqa: D102
-
-    def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
-        """Return the result for each speech, in order."""
-        ...
 
 
 def unassigned_by_reason(results: Sequence[Assigned]) -> dict[str, int]:
@@ -214,6 +203,11 @@ class OfflineTopicAssigner:
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._taxonomy = taxonomy
+        self.fingerprint: Mapping[str, JSON] = {
+            "backend": "offline",
+            "version": VERSION,
+            "taxonomy": taxonomy.digest_of_cues,
+        }
         cues = [
             FoundCue(fine.id, cue, weight)
             for fine in taxonomy.fine_topics
@@ -228,15 +222,12 @@ class OfflineTopicAssigner:
         )
         self._any_cue = re.compile(rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)")
 
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """The cues and the version of the counting."""
-        return {"backend": "offline", "version": VERSION, "taxonomy": self._taxonomy.digest_of_cues}
-
     def assign(self, speeches: Sequence[Speech], progress: Progress) -> list[Assigned]:
         """Return the topic of each speech, or that it contains no cue."""
-        results = [self._assigned(speech.text) for speech in speeches]
-        progress(len(results))
+        results: list[Assigned] = []
+        for speech in speeches:
+            results.append(self._assigned(speech.text))
+            progress(1)
         return results
 
     def _assigned(self, text: str) -> Assigned:
@@ -329,14 +320,10 @@ class ChatTopicAssigner:
 
     def __init__(self, client: ModelClient, taxonomy: Taxonomy) -> None:
         self._client, self._taxonomy, self._prompt = client, taxonomy, TopicPrompt(taxonomy)
-
-    @property
-    def fingerprint(self) -> Mapping[str, JSON]:
-        """Model, address, taxonomy, prompt, sampling, parser."""
-        return {
+        self.fingerprint: Mapping[str, JSON] = {
             "backend": "endpoint",
-            **self._client.fingerprint,
-            "taxonomy": self._taxonomy.digest_of_words,
+            **client.fingerprint,
+            "taxonomy": taxonomy.digest_of_words,
             "prompt": prompt_digest(),
             "temperature": TEMPERATURE,
             "top_p": TOP_P,
@@ -367,6 +354,10 @@ class ChatTopicAssigner:
         except UnreadableReplyError as fault:
             return Unassigned(ReplyStatus.INVALID.value, str(fault))
         return Topic(self._taxonomy.coarse_of[fine], fine)
+
+
+TopicAssigner: TypeAlias = OfflineTopicAssigner | ChatTopicAssigner
+"""Assigns each speech a topic, or none; never a guess. Its fingerprint is part of ids and caches."""
 
 
 def open_topics(config: TopicsConfig | None, session: Session) -> TopicAssigner | None:
