@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 from psychocounsel.errors import InputError
@@ -53,7 +53,7 @@ _SAVE_AS_TEXT = "save the file as UTF-8 text, such as by: iconv -f WINDOWS-1252 
 
 def is_table(path: str | Path) -> bool:
     """Return whether a name ends as a file with rows does."""
-    return _ending(Path(path)) in _READERS
+    return parts_of_name(str(path))[1] in _READERS
 
 
 def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]:
@@ -62,7 +62,7 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
     Raises:
         InputError: its ending is not known, or more than a row of it cannot be read.
     """
-    ending, file = _ending(path), without_ending(name)
+    ending, file = parts_of_name(path.name)[1], parts_of_name(name)[0]
     reader = _READERS.get(ending)
     if reader is None:
         fault, remedy = f"the ending {path.suffix!r} is not known", f"give one of {ENDINGS}"
@@ -81,16 +81,11 @@ def rows_of_file(path: Path, name: str, *, quotes: bool = True) -> Iterator[Row]
         raise InputError(message, where=str(path), remedy=remedy) from None
 
 
-def without_ending(name: str) -> str:
-    """Return the name of a file without the ending that says what it holds, and that of its compression."""
-    name = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in _COMPRESSIONS else name
-    return name.removesuffix(Path(name).suffix)
-
-
-def _ending(path: Path) -> str:
-    """Return the ending that says what a file holds, without that of its compression."""
-    name = Path(path.stem) if path.suffix.lower() in _COMPRESSIONS else path
-    return name.suffix.lower()
+def parts_of_name(name: str) -> tuple[str, str]:
+    """Return the name of a file without its ending, and the ending that says what it holds, whatever compresses it."""
+    path = PurePath(name)
+    path = path.with_suffix("") if path.suffix.lower() in _COMPRESSIONS else path
+    return str(path.with_suffix("")), path.suffix.lower()
 
 
 def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:

@@ -50,7 +50,6 @@ Message = tuple[str, str]
 _RATING = "_rating"
 _OWN = {"pair_id", "fine_topic", "crisis"}
 """Columns of our own datasets."""
-_BEGINNINGS = {**SPLIT_NAMES, **{split: split for split in SPLITS}}
 
 
 class PreferenceSide(NamedTuple):
@@ -130,7 +129,7 @@ def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
         own = config.splits or ({"train": "train"} if config.split_column else {"train": "train", "test": "test"})
         yield from ((split, source(config.source, name)) for split, name in own.items())
         return
-    beginnings = {begin: split for split, begin in config.splits.items()} if config.splits else _BEGINNINGS
+    beginnings = {begin: split for split, begin in config.splits.items()} if config.splits else SPLIT_NAMES
     files = files_of(config.source)
     named = [(_split_of(file, beginnings), file) for file in files]
     found = {split for split, _ in named}
@@ -144,7 +143,7 @@ def _parts(config: ImportPreferencesConfig) -> Iterator[tuple[str, RowSource]]:
         yield from ((own, source(str(file))) for own in SPLITS for split, file in named if split == own)
 
 
-def _split_of(file: Path, beginnings: Mapping[str, str] = _BEGINNINGS) -> str:
+def _split_of(file: Path, beginnings: Mapping[str, str] = SPLIT_NAMES) -> str:
     """Return the split that a file's name begins with, as in `test-00000-of-00001.parquet`; empty for none."""
     return next((split for begin, split in beginnings.items() if file.name.startswith(begin)), "")
 

@@ -21,15 +21,15 @@ from psychocounsel.corpus.formats import (
     SourceRow,
     bad_row,
     is_table,
+    parts_of_name,
     rows_of_file,
     shown,
-    without_ending,
 )
 from psychocounsel.corpus.text import require_text
 from psychocounsel.errors import InputError, closest
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.references import HUB
-from psychocounsel.types import SPLITS, Rating, Turn
+from psychocounsel.types import Rating, Turn
 
 T = TypeVar("T")
 OnBadRow = Literal["error", "drop"]
@@ -127,7 +127,7 @@ def read_source(source: RowSource) -> Iterator[Row]:
     if columns is None:
         return _wanted_rows(source)
     named = () if source.path.startswith(HUB) else _named_files(source.path)
-    files = [without_ending(name) for name, _ in named]
+    files = [parts_of_name(name)[0] for name, _ in named]
     if columns.id is not None and (twice := [each for each, count in Counter(files).items() if count > 1]):
         remedy = "rename or move one: the names of files without their endings tell conversations apart"
         raise InputError(f"two files are called {twice[0]}", where=source.path, remedy=remedy)
@@ -214,18 +214,17 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
 
     A conversation in which the client says nothing is a bad row: mostly, the client goes by another name there.
     """
-    ended: set[str] = set()
-    bad: list[BadRow] = []
+    current, ended = "", set[str]()
 
-    def good() -> Iterator[_Said]:
-        for each in said:
-            if isinstance(each, BadRow):
-                bad.append(each)
-            else:
-                yield each
+    def conversation(each: _Said | BadRow) -> str:
+        nonlocal current  # a bad row interrupts none
+        current = current if isinstance(each, BadRow) else each.conversation
+        return current
 
-    for key, messages in groupby(good(), lambda each: each.conversation):
-        rows = list(messages)
+    for key, group in groupby(said, conversation):
+        both = list(group)
+        yield from (each for each in both if isinstance(each, BadRow))
+        rows = [each for each in both if isinstance(each, _Said)]
         if columns.id is not None and key in ended:
             remedy = "sort the file so that the messages of one conversation follow each other"
             raise InputError(f"the conversation {key!r} goes on after another", where=rows[0].row.where, remedy=remedy)
@@ -233,7 +232,7 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
         turns = merged_turns(turn for each in rows for turn in each.turns)
         if turns and not any(turn.role == "user" for turn in turns):
             remedy = "say with `client`, or a condition as `role`, who the client is, or set on_bad_row: drop"
-            bad.append(bad_row("the client says nothing in this conversation", rows[0].row.where, remedy))
+            yield bad_row("the client says nothing in this conversation", rows[0].row.where, remedy)
         asked = (at for at, turn in enumerate(turns[:-1]) if turn.role == "user")
         for number, at in enumerate(asked, start=1):
             turn = {
@@ -241,12 +240,9 @@ def _turn_rows(said: Iterable[_Said | BadRow], columns: Conversation) -> Iterato
                 **{"number": number, "key": f"{key} turn {number}"},
                 "history": tuple(turns[max(0, at - (columns.last or at)) : at]),
             }
-            yield from bad
-            bad.clear()
             first = rows[0].row
             where, values = f"{first.where} turn {number}", {**first.values, "turn": turn}
             yield first._replace(where=where, values=values, conversation=key)
-    yield from bad
 
 
 # --- Cells --------------------
@@ -277,15 +273,14 @@ def cell(row: SourceRow, column: Column, remedy: str = "set columns to one of") 
         return row.values[column] if column in row.values else _evaluated(row, column, remedy)
     if isinstance(column, Constant):
         return column.constant
-    parts = [str(_joinable(row, part, value)).strip() for part in column if (value := cell(row, part)) is not None]
+    parts: list[str] = []
+    for part in column:
+        value = cell(row, part)
+        if type(value) in (list, tuple, dict):
+            fault, remedy = f"{column_name(part)!r} holds no text to be joined", "name a path into it, such as NAME[0]"
+            raise InputError(fault, where=row.where, remedy=remedy)
+        parts.append("" if value is None else str(value).strip())
     return "\n\n".join(filter(None, parts))
-
-
-def _joinable(row: SourceRow, column: Column, value: object) -> object:
-    if type(value) in (list, tuple, dict):
-        fault, remedy = f"{column_name(column)!r} holds no text to be joined", "name a path into it, such as NAME[0]"
-        raise InputError(fault, where=row.where, remedy=remedy)
-    return value
 
 
 _NAMES_SHOWN = 30
@@ -397,13 +392,8 @@ def turns_of(value: object, column: str, where: str, client: str | None = None) 
 
 def merged_turns(turns: Iterable[Turn]) -> list[Turn]:
     """Return turns in which the roles alternate: texts in a row by one of them are joined by blank lines."""
-    merged: list[Turn] = []
-    for turn in turns:
-        if turn.content and merged and merged[-1].role == turn.role:
-            merged[-1] = Turn(turn.role, f"{merged[-1].content}\n\n{turn.content}")
-        elif turn.content:
-            merged.append(turn)
-    return merged
+    by_role = groupby((turn for turn in turns if turn.content), key=lambda turn: turn.role)
+    return [Turn(role, "\n\n".join(turn.content for turn in same)) for role, same in by_role]
 
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
@@ -507,15 +497,17 @@ def rating_of(value: object, where: str, low: float, high: float) -> Rating:
     return int(rating) if float(rating).is_integer() else float(rating)
 
 
-SPLIT_NAMES = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev"}
-"""What dev is called elsewhere."""
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "development", "dev", "eval"), "dev"
+)
+"""The splits by what they are called elsewhere."""
 
 
 def split_cell(row: SourceRow, column: Column) -> str:
     """Return `train`, `dev` or `test`, whatever dev is called; raises InputError for anything else."""
     value = name_cell(row, column).lower()
-    split = SPLIT_NAMES.get(value, value)
-    if split not in SPLITS:
+    split = SPLIT_NAMES.get(value)
+    if split is None:
         fault = f"{column_name(column)!r} is {value!r}, which is no split"
         raise InputError(fault, where=row.where, remedy="write train, dev (or validation) or test")
     return split
