@@ -7,13 +7,12 @@ import csv
 import io
 import json
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from typing import Literal
 
 from markupsafe import Markup
 
 from psychocounsel.evaluation.annotations import Value
-from psychocounsel.reporting.html import content_security_policy, page_environment
+from psychocounsel.reporting.html import render_page
 
 FORMAT = "psychocounsel-annotations-1"
 SKIP = "skip"
@@ -80,29 +79,20 @@ _INSTRUCTIONS = {
 }
 
 
-def render_page(task: AnnotationTask) -> str:
+def render_task(task: AnnotationTask) -> str:
     """Return the page; equal tasks give an equal page."""
-    folder = files("psychocounsel.reporting") / "templates"
-    script, style = (
-        Markup((folder / f"annotate.{ending}").read_text(encoding="utf-8"))  # noqa: S704 - our own files
-        for ending in ("js", "css")
-    )
     # In JSON a `<` only stands in texts; escaped, none of them ends the script element.
     data = json.dumps(asdict(task), ensure_ascii=False).replace("<", "\\u003c")
-    return (
-        page_environment()
-        .get_template("annotate.html.j2")
-        .render(
-            title=_TITLES[task.kind],
-            instructions=_INSTRUCTIONS[task.kind],
-            keys=_KEYS[task.kind],
-            warnings=task.warnings,
-            count=len(task.items),
-            policy=content_security_policy(style, script),
-            style=style,
-            script=script,
-            data=Markup(data),  # noqa: S704 - escaped above
-        )
+    return render_page(
+        "annotate.html.j2",
+        "annotate.css",
+        "annotate.js",
+        title=_TITLES[task.kind],
+        instructions=_INSTRUCTIONS[task.kind],
+        keys=_KEYS[task.kind],
+        warnings=task.warnings,
+        count=len(task.items),
+        data=Markup(data),  # noqa: S704 - escaped above
     )
 
 

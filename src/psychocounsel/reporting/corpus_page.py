@@ -3,14 +3,10 @@
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from importlib.resources import files
-from typing import Any, cast
-
-from markupsafe import Markup
 
 from psychocounsel.corpus.changes import MOST_DROPPED, CorpusEffects
 from psychocounsel.reporting.artifact_tables import tables
-from psychocounsel.reporting.html import content_security_policy, page_environment
+from psychocounsel.reporting.html import render_page
 from psychocounsel.reporting.plots import shortened
 from psychocounsel.reporting.tables import NONE, Table, percent, share_of
 from psychocounsel.store.artifacts import Artifact
@@ -38,15 +34,14 @@ def effects_table(artifact: Artifact, effects: CorpusEffects) -> Table:
     return Table("effects", title, ("rule", "texts touched", "share", "characters lost", "most of one"), "lrrrr", rows)
 
 
-def render_page(name: str, found: Sequence[tuple[Artifact, CorpusEffects]]) -> str:
+def render_corpus(name: str, found: Sequence[tuple[Artifact, CorpusEffects]]) -> str:
     """Return the page; equal corpora give an equal page."""
-    environment = page_environment()
-    cast(dict[str, Any], environment.filters).update(percent=percent, parts=_parts)
-    style = Markup((files("psychocounsel.reporting") / "templates" / "report.css").read_text("utf-8"))  # noqa: S704
-    return environment.get_template("corpus.html.j2").render(
+    return render_page(
+        "corpus.html.j2",
+        "report.css",
+        None,
         name=name,
-        policy=content_security_policy(style),
-        style=style,
+        parts=_parts,
         flags=[flag for _, effects in found for flag in effects.flags()],
         parts_of_corpus=[
             (_NAMES[artifact.kind], effects, [effects_table(artifact, effects), *_funnel(artifact), *_dropped(effects)])

@@ -179,25 +179,24 @@ class Artifacts(Block):
 
 def render_report(data: ReportData) -> str:
     """Return the page; equal data give an equal page."""
-    environment = page_environment()
-    folder = files("psychocounsel.reporting") / "templates"
     warnings = page_warnings(data)
     shown = headlines(data.compared, warnings, {key: metrics for key, (_, metrics) in data.anchored.items()})
     under_a_headline = {warning for headline in shown for warning in headline.warnings}
-    style, script = (Markup((folder / name).read_text("utf-8")) for name in ("report.css", "browser.js"))  # noqa: S704
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        "report.css",
+        "browser.js" if data.item_sets else None,
         data=data,
-        policy=content_security_policy(style, script if data.item_sets else Markup()),
-        style=style,
-        script=script if data.item_sets else "",
         warnings=[warning for warning in warnings if warning not in under_a_headline],
         headlines=shown,
         sections=_sections(data),
     )
 
 
-def page_environment() -> Environment:
-    """Return the environment of pages that use the blocks of the report; texts are escaped."""
+def render_page(template: str, style: str, script: str | None, **values: Any) -> str:
+    """Return the page of a template: texts are escaped, only our style sheet and script work, nothing is fetched."""
+    folder = files("psychocounsel.reporting") / "templates"
+    sheet, code = (Markup((folder / name).read_text("utf-8") if name else "") for name in (style, script))  # noqa: S704
     environment = Environment(
         loader=PackageLoader("psychocounsel.reporting"),
         autoescape=True,
@@ -206,13 +205,14 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     filters = cast(dict[str, Any], environment.filters)
-    filters.update(anchor=anchor, json=partial(json.dumps, indent=1, ensure_ascii=False, sort_keys=True))
-    return environment
+    filters.update(
+        anchor=anchor, percent=percent, json=partial(json.dumps, indent=1, ensure_ascii=False, sort_keys=True)
+    )
+    policy = _content_security_policy(sheet, code)
+    return environment.get_template(template).render(policy=policy, style=sheet, script=code, **values)
 
 
-def content_security_policy(style: str, script: str = "") -> str:
-    """Return a policy under which only our own style sheet and script work, and nothing is fetched."""
-
+def _content_security_policy(style: str, script: str) -> str:
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

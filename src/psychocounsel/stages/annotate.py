@@ -24,7 +24,7 @@ from psychocounsel.reporting.annotation_page import (
     Question,
     ShownItem,
     render_csv,
-    render_page,
+    render_task,
 )
 from psychocounsel.stages.build_preferences import distinct_candidates
 from psychocounsel.stages.respond import data_classes
@@ -135,7 +135,7 @@ def _export(writer: ArtifactWriter, source: Artifact, store: Store, rubric: Rubr
             f"correct the win rate, for which `anchor` needs {FEWEST_LABELS} speeches; {remedy}."
         )
     write_records(writer, AnnotationItem, sampled)
-    write_bytes(writer.file(PAGE_FILE), render_page(task).encode("utf-8"))
+    write_bytes(writer.file(PAGE_FILE), render_task(task).encode("utf-8"))
     write_bytes(writer.file(CSV_FILE), render_csv(task).encode("utf-8-sig"))
     writer.write_metrics(
         {

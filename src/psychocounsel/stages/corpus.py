@@ -11,7 +11,7 @@ from psychocounsel.llm.endpoints import require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
 from psychocounsel.reporting.console import progress
-from psychocounsel.reporting.corpus_page import effects_table, render_page
+from psychocounsel.reporting.corpus_page import effects_table, render_corpus
 from psychocounsel.reporting.tables import as_text
 from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
@@ -93,6 +93,6 @@ def _write_page(
     """Write the page where only its owner can read it, outside every artifact: none of them may hold its texts."""
     page = (store.root / PRIVATE / page_of_corpus(named_after)).resolve()
     page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_bytes(page, render_page(config.name, found).encode("utf-8"))
+    write_bytes(page, render_corpus(config.name, found).encode("utf-8"))
     page.chmod(0o600)
     return page
