@@ -224,13 +224,7 @@ class _Evaluation:
             self._require_unknown(speeches)
         for side, spec in zip(SIDES, specs[:2], strict=True):
             responder = self.sides[side]
-            draws = responder.distinct_draws(self.config.draws)
-            store.make(
-                spec,
-                lambda writer, responder=responder, draws=draws: write_answers(
-                    writer, responder, speeches, self.config.seed, draws, self._ids
-                ),
-            )
+            store.make(spec, lambda writer, responder=responder: write_answers(writer, responder, speeches, self._ids))
             session.cancel.raise_if_cancelled(spec.ref)
         if session.is_dry_run and not self.config.judge.endpoints:
             session.stop_counting()

@@ -165,10 +165,8 @@ class _Evaluation:
         require_usable(pending, store, None if store.find(specs.comparisons) else config.judge.named_endpoints)
 
     def _answer(self, writer: ArtifactWriter, side: WinrateSide) -> None:
-        responder = self.sides[side]
-        draws = responder.distinct_draws(self.config.draws)
         corpus = self.store.open(writer.parent("speeches"))
-        write_answers(writer, responder, self.held_out, self.config.seed, draws, lambda: ids_by_key(corpus))
+        write_answers(writer, self.sides[side], self.held_out, lambda: ids_by_key(corpus))
 
     def _compare(self, writer: ArtifactWriter) -> None:
         config, judge = self.config, self.judge

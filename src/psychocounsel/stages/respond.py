@@ -158,14 +158,13 @@ def placeholder(session: Session, speech: Speech, author: str, draw: int, tokens
 
 
 def write_answers(
-    writer: ArtifactWriter,
-    responder: Responder,
-    speeches: Sequence[Speech],
-    seed: int,
-    draws: int,
-    ids: Callable[[], SpeechIds],
+    writer: ArtifactWriter, responder: Responder, speeches: Sequence[Speech], ids: Callable[[], SpeechIds]
 ) -> None:
-    """Write a responder's answers to some speeches as an artifact; errors are those of `Responder.answer`."""
+    """Write a responder's answers to some speeches, with the seed and the number of draws that its settings name.
+
+    Errors are those of `Responder.answer`.
+    """
+    seed, draws = int(writer.spec.settings["seed"]), int(writer.spec.settings["draws"])
     answers = responder.answer(speeches, seed, writer.work, draws, ids)
     write_candidates(writer, answers.candidates)
     writer.warnings.extend(answers.warnings)
