@@ -47,7 +47,7 @@ def reward_metrics(
     # In the other order the squared error is (0 - (1 - p))², the same, so one order per pair is enough.
     squared_errors = sigmoid(-values) ** 2
     return RewardMetrics(
-        accuracy=clustered_rate(correctness(margins), speech_ids, settings.confidence),
+        accuracy=clustered_rate(correctness(margins), speech_ids),
         auc=bootstrap_statistic(values[order], [speeches[i] for i in order], _weighted_auc, settings, missing),
         brier=bootstrap_statistic(squared_errors, speeches, _weighted_mean, settings, missing),
         calibration=_calibration(values, speeches, settings),
@@ -63,11 +63,11 @@ def _calibration(margins: FloatArray, speech_ids: Sequence[str], settings: Boots
     errors = [_calibration_error(drawn @ (right - wrong) + wrong.sum(axis=0), len(chance)) for drawn in draws]
     ece = _calibration_error(_residuals_by_bin(margins).sum(axis=0), len(chance))
     expected, p95 = float(np.mean(errors)), float(np.quantile(errors, 0.95))
-    slope = calibration_slope(margins, speech_ids, settings.confidence)
+    slope = calibration_slope(margins, speech_ids)
     return Calibration(ece=ece, calibrated_ece=expected, calibrated_ece_p95=p95, slope=slope)
 
 
-def calibration_slope(margins: FloatArray, speech_ids: Sequence[str], confidence: float = 0.95) -> Spread | None:
+def calibration_slope(margins: FloatArray, speech_ids: Sequence[str]) -> Spread | None:
     """Return b of `P(truth 1) = sigmoid(b * margin)`, fitted to both orders of each pair.
 
     None for margins of one sign, or of one speech.
@@ -95,7 +95,7 @@ def calibration_slope(margins: FloatArray, speech_ids: Sequence[str], confidence
     by_speech = np.bincount(np.unique(np.array(speech_ids), return_inverse=True)[1], weights=gradients(low))
     speeches = len(by_speech)
     variance = (by_speech**2).sum() / (margins**2 * chance * (1 - chance)).sum() ** 2 * speeches / max(1, speeches - 1)
-    reach = student_t(max(1, speeches - 1), confidence) * float(variance) ** 0.5
+    reach = student_t(max(1, speeches - 1)) * float(variance) ** 0.5
     return Spread(sign * low, sign * low - reach, sign * low + reach, speeches)
 
 
