@@ -200,6 +200,11 @@ class TestRefusals:
         with pytest.raises(DataQualityError, match=f"no pair is left in {split}"):
             import_preferences(settings(folder), Store(tmp_path / "store"))
 
+    def test_a_benchmark_is_all_test(self, tmp_path: Path) -> None:
+        folder = write_release(tmp_path / "release", [Row("test", speech(n)) for n in (101, 102)])
+        made = import_preferences(settings(folder), Store(tmp_path / "store"))
+        assert [len(read_pairs(made, split)) for split in ("train", "dev", "test")] == [0, 0, 2]
+
     def test_no_rows(self, folder: Path, tmp_path: Path) -> None:
         import pyarrow.parquet as pq
 

@@ -163,7 +163,7 @@ def _write_preferences(release: "Release", store: Store, writer: ArtifactWriter)
     paired = pair_rows(release, None if config.length is None else token_limit(config.length, store))
     released = {row.split for row in release.rows}
     shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
-    required = {split: split in released or shares[split] > 0 for split in SPLITS}
+    required = {split: split in released or ("train" in released and shares[split] > 0) for split in SPLITS}
     for split, pairing in paired.pairings.items():
         if required[split] and not pairing.pairs:
             if not any(pairing.dropped.values()):
