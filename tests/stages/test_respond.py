@@ -14,7 +14,16 @@ from psychocounsel.config.components import ChatFormat, EndpointConfig, PoolConf
 from psychocounsel.corpus.formats import SourceRow
 from psychocounsel.errors import DataQualityError, IncompleteError, InputError
 from psychocounsel.llm.session import Session, open_session
-from psychocounsel.stages.respond import Answers, Responder, chat_request, choose_responders, ready_responses
+from psychocounsel.stages.respond import (
+    Answers,
+    Responder,
+    chat_request,
+    choose_responders,
+    ids_by_key,
+    ready_responses,
+)
+from psychocounsel.store.artifacts import ArtifactSpec
+from psychocounsel.store.schemas import RowProvenance, write_records
 from psychocounsel.store.store import Store
 from psychocounsel.types import Candidate, Speech, Turn
 
@@ -208,6 +217,18 @@ class TestFile:
             (SPEECHES[0].id, "Oh."),
             (SPEECHES[1].id, "The text counts."),
         ]
+
+    def test_a_key_of_several_speeches_names_none(self, session: Session) -> None:
+        rows = [RowProvenance("a.csv", "", "7", "", each.id) for each in (SPEECHES[0], SPEECHES[0], SPEECHES[1])]
+        rows += [RowProvenance("a.csv", "", "8", "", id_of) for id_of in (SPEECHES[2].id, SPEECHES[2].id, "")]
+        spec = ArtifactSpec("speeches", "corpus", "made-up", 1, {})
+        corpus = session.store.make(spec, lambda writer: write_records(writer, RowProvenance, rows))
+        ids = ids_by_key(corpus)
+        assert ids["8"] == SPEECHES[2].id
+        sources = [SourceRow(f"said.csv line {at}", {"key": at + 5, "response": "Oh."}) for at in (3, 2)]
+        with pytest.raises(InputError, match="several speeches") as caught:
+            ready_responses(sources, "elm", SPEECHES, ids)
+        assert caught.value.where == "said.csv line 2"
 
     @pytest.mark.parametrize(
         ("cell", "message"),

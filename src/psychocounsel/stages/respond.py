@@ -22,7 +22,7 @@ from psychocounsel.corpus.sources import (
     source_fingerprint,
 )
 from psychocounsel.corpus.text import clean_text
-from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, counted
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, InputError, counted
 from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy, pending_indices
 from psychocounsel.llm.serving import HOST, free_port, serving
@@ -370,9 +370,13 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
 
 
 def ids_by_key(speeches: Artifact) -> SpeechIds:
-    """Return the ids of a corpus by key; none of placeholders."""
+    """Return the ids of a corpus by key, an empty one for a key of several speeches; none of placeholders."""
     rows = read_row_provenance(speeches) if ROWS_FILE in speeches.manifest["files"] else ()
-    return {row.key: row.text_id for row in rows if row.key}
+    ids: dict[str, str] = {}
+    for row in rows:
+        if row.key and row.text_id:
+            ids[row.key] = row.text_id if ids.get(row.key, row.text_id) == row.text_id else ""
+    return ids
 
 
 def ready_responses(
@@ -389,7 +393,7 @@ def ready_responses(
     have these in a column `history`.
 
     Raises:
-        InputError: a column is missing, or a cell holds what no table can.
+        InputError: a column is missing, a cell holds what no table can, or a key stands for several speeches.
         DataQualityError: no row answers one of the speeches.
     """
     texts: dict[tuple[Turn, ...], list[str]] = {}
@@ -397,7 +401,11 @@ def ready_responses(
     remedy = "name two columns speech (or key) and response; it has"
     for row in rows:
         if "key" in row.values and "speech" not in row.values:
-            turns = turns_of.get(ids.get(label_cell(row, "key"), ""), ())
+            key = label_cell(row, "key")
+            if ids.get(key) == "":
+                remedy = "name the speech itself, in a column speech"
+                raise InputError(f"the key {key!r} stands for several speeches", where=row.where, remedy=remedy)
+            turns = turns_of.get(ids.get(key, ""), ())
         else:
             history = history_cell(row, "history") if "history" in row.values else ()
             turns = (*history, Turn("user", clean_text(cell(row, "speech", remedy), "speech", row.where)))
