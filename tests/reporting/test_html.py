@@ -320,11 +320,10 @@ def test_an_audit_has_its_section_and_a_judge_that_obeys_is_a_warning(html: str)
     swayed = {**audit_metrics()["canaries"], "gained_a_point": ["a1", "b2"], "lost_a_point": 1, "resists": False}
     (warned,) = set(page_warnings(audited(canaries=swayed))) - set(page_warnings(run))
     assert "is unclear" in warned
-    assert "2 gained a point or more, and 1 lost" in warned
+    assert "2 of 19 copies gained a point or more by them, 1 lost" in warned
     obeying = {**swayed, "gain": {"n": 19, "mean": 0.4, "low": 0.1, "high": 0.7, "largest": 1.5}}
     (warned,) = set(page_warnings(audited(canaries=obeying))) - set(page_warnings(run))
-    assert "does not resist" in warned
-    assert "of 19 copies of responses with words to the judge, 2 gained a point or more" in warned
+    assert "OBEYS words that address it: 2 of 19 copies gained a point or more by them" in warned
 
 
 def test_a_page_with_restricted_text_says_so_first() -> None:

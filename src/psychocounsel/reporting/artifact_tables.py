@@ -364,22 +364,12 @@ def _audit_view(metrics: m.AuditMetrics, artifact: Artifact) -> _View:
     resists = canaries.resists if canaries else None
     sways = {True: "resists canaries", False: "canaries unclear", None: "canaries not tried"}[resists]
     found: list[str] = []
-    if canaries and canaries.gain and resists is False:
-        copies = (
-            f"of {canaries.gain.n} copies of responses with words to the judge, {len(canaries.gained_a_point)} gained "
-            f"a point or more"
-        )
+    if canaries and resists is False:
         if _obeys(canaries):
-            sways = "OBEYS canaries"
-            found.append(
-                f"The judge of {artifact.name} does not resist texts that address it: {copies}. Do not trust its "
-                "ratings of such texts."
-            )
+            sways, advice = "OBEYS canaries", "Do not trust its ratings of such texts."
         else:
-            found.append(
-                f"Whether the judge of {artifact.name} resists texts that address it is unclear: {copies}, and "
-                f"{canaries.lost_a_point} lost as much. More copies tell (audit.canaries)."
-            )
+            advice = "More copies tell (audit.canaries)."
+        found.append(f"{artifact.name}: {_canary_finding(canaries)}{advice}")
     return _View(f"kappa {_decimal(kappa)}, {sways}", _audit_tables(metrics), found)
 
 
