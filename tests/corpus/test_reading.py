@@ -1,9 +1,11 @@
 """Rows become speeches and responses: what is kept, what is dropped and why, counted to the last row."""
 
+import gc
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -19,14 +21,15 @@ from psychocounsel.corpus.preparation import Cleaner
 from psychocounsel.corpus.reading import (
     SPEECH_FUNNEL,
     Funnel,
-    KeptSpeech,
     SpeechIndex,
+    SpooledSpeeches,
+    TextSpool,
     candidate_cells,
     candidate_funnel,
     read_candidates,
     read_speeches,
 )
-from psychocounsel.errors import InputError
+from psychocounsel.errors import IncompleteError, InputError
 from psychocounsel.store.schemas import RowProvenance
 from psychocounsel.types import Candidate, Speech
 
@@ -59,10 +62,9 @@ def read_files(
             write_rows(path, rows)
             sources.append({"path": str(path), "columns": columns, **TERMS})
         config = config_of(CorpusConfig, {"name": "c", "speeches": sources, "cleaning": cleaning, **more})
-        kept: list[KeptSpeech] = []
-        funnel = Funnel(SPEECH_FUNNEL)
-        rows = list(funnel.counting(read_speeches(Cleaner(config), kept)))
-        return Read([each.speech for each in kept], rows, funnel)
+        speeches, funnel = SpooledSpeeches(Path(folder)), Funnel(SPEECH_FUNNEL)
+        rows = list(read_speeches(Cleaner(config), speeches))
+        return Read(list(speeches), list(funnel.counting(rows)), funnel)
 
 
 def read(*cells: Cells, columns: dict[str, Any]) -> Read:
@@ -162,6 +164,18 @@ def test_what_was_read_once_is_read_the_same_again() -> None:
     again = read_texts([speech.text for speech in first.speeches])
     assert again.speeches == first.speeches
     assert all(not step["changed"] for step in again.funnel.as_dict()["steps"])
+
+
+def test_a_spool_on_a_full_disk_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("r+b")  # noqa: SIM115 - closed with the spool
+    monkeypatch.setattr("psychocounsel.corpus.reading.TemporaryFile", Mock(return_value=full))
+    spool = TextSpool(tmp_path)
+    spool.append("one")
+    with pytest.raises(IncompleteError) as caught:
+        spool[0]
+    assert caught.value.where == str(tmp_path)
+    del spool, caught, full
+    gc.collect()  # an error while it is closed would be shown now
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.text("mn", max_size=2)), min_size=1, max_size=20))

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,23 +19,23 @@ from psychocounsel.corpus.deidentify import open_deidentifier
 from psychocounsel.corpus.formats import BadRow
 from psychocounsel.corpus.preparation import Cleaner, PreparedTexts, open_preparation, services_of, steps_of
 from psychocounsel.corpus.reading import (
-    BEYOND_LIMIT,
     SPEECH_FUNNEL,
     CandidateCells,
     Funnel,
-    KeptSpeech,
     SpeechCells,
     SpeechIndex,
+    SpooledSpeeches,
     candidate_cells,
     candidate_funnel,
     raw_cells,
     raw_digest,
     read_candidates,
     read_speeches,
+    rows_within_limit,
     speech_cells,
 )
 from psychocounsel.corpus.sources import column_name, source_fingerprint, source_name
-from psychocounsel.corpus.topics import TopicAssigner, Unassigned, unassigned_by_reason
+from psychocounsel.corpus.topics import Topic, TopicAssigner, Unassigned, unassigned_by_reason
 from psychocounsel.errors import DataQualityError, IncompleteError, counted
 from psychocounsel.llm.endpoints import keep_restricted_text_here
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
@@ -51,11 +50,12 @@ from psychocounsel.store.schemas import (
     write_speeches,
 )
 from psychocounsel.store.store import Store
-from psychocounsel.types import SPLITS, Candidate, ReplyStatus, Speech, Turn, content_id
+from psychocounsel.types import SPLITS, Candidate, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
 VERSION = 34
 
+_TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95
 _TEMPLATE_SPEECHES, _TEMPLATE_SHARE = 20, 0.1
 _TALKS_SHARE = 0.25
@@ -176,16 +176,11 @@ def _build_speeches(
         for name, count in (+cleaner.bad_excluded).items()
     )
     writer.warnings.extend(_english_only(config))
-    kept, funnel = _read_speeches(config, cleaner, writer)
-    speeches = [each.speech for each in kept]
-    unassigned: list[Unassigned] = []
-    if topics is not None:
-        speeches, unassigned = _with_topics(topics, config, speeches, progress)
-    texts, coarse = [each.text for each in speeches], [each.topic for each in speeches]
-    ids = np.array([int(each.id, 16) for each in speeches], dtype=np.uint64)
-    alike = cluster_ids(ids, texts, config.split.near_duplicate_similarity)
-    clusters = with_conversations(alike, speeches, [each.conversation for each in kept])
-    splits = assign_splits(clusters, coarse, config.split, [each.split for each in kept])
+    speeches, funnel = _read_speeches(config, cleaner, writer)
+    unassigned = [] if topics is None else _assign_topics(topics, config, speeches, progress)
+    alike = cluster_ids(speeches.ids, speeches.texts, config.split.near_duplicate_similarity)
+    clusters = with_conversations(alike, speeches, speeches.conversations) if speeches.in_sessions else alike
+    splits = assign_splits(clusters, speeches.topics, config.split, speeches.splits)
     rows = zip(speeches, splits, clusters.tolist(), strict=True)
     write_speeches(writer, (SplitSpeech(speech, split, f"{cluster:016x}") for speech, split, cluster in rows))
     sizes = np.unique(alike, return_counts=True)[1]
@@ -201,10 +196,10 @@ def _build_speeches(
             f"{joined} of {len(speeches)} speeches are one cluster in one split: a conversation stays together, and "
             "so do all that share a near-duplicate; a larger cleaning.min_chars leaves out what many have in common"
         )
-    by_split = Counter(zip(splits, coarse, strict=True))
+    by_split = Counter(zip(splits, speeches.topics, strict=True))
     # A source stands once, though several of its columns may be read.
     terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
-    by_source = Counter(each.source for each in speeches)
+    by_source = Counter(speeches.sources)
     writer.write_metrics(
         {
             "funnel": funnel.as_dict(),
@@ -212,8 +207,8 @@ def _build_speeches(
                 {"name": name, "licence": licence, "data_class": data_class, "speeches": by_source[name]}
                 for name, (licence, data_class) in terms.items()
             ],
-            "topics": dict(sorted(Counter(coarse).items())),
-            "fine_topics": dict(sorted(Counter(each.fine_topic for each in speeches).items())),
+            "topics": dict(sorted(Counter(speeches.topics).items())),
+            "fine_topics": dict(sorted(Counter(speeches.fine_topics).items())),
             "without_topic": unassigned_by_reason(unassigned),
             "splits": {name: splits.count(name) for name in SPLITS},
             "topics_by_split": {
@@ -222,20 +217,19 @@ def _build_speeches(
             },
             "clusters": len(np.unique(clusters)),
             "near_duplicates": len(speeches) - len(sizes),
-            "crisis": sum(each.crisis for each in speeches),
-            "deidentification": cleaner.deidentification(texts, len(speeches)),
+            "crisis": sum(speeches.crisis),
+            "deidentification": cleaner.deidentification(speeches.texts, len(speeches)),
         }
     )
 
 
-def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWriter) -> tuple[list[KeptSpeech], Funnel]:
+def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWriter) -> tuple[SpooledSpeeches, Funnel]:
     """Return the speeches that are kept, and what became of every row, which is written.
 
     Raises:
         DataQualityError: there is no row, or no speech is left.
     """
-    speeches: list[KeptSpeech] = []
-    funnel = Funnel(SPEECH_FUNNEL)
+    speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
     write_records(writer, RowProvenance, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:
         fault = (
@@ -244,20 +238,16 @@ def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWrite
         )
         remedy = "check the files, where, explode and conversation"
         raise DataQualityError(fault, where="corpus.speeches", remedy=remedy)
-    if not speeches:
+    if not len(speeches):
         raise DataQualityError(
             f"no speech is left of {funnel.rows_in} rows: {counted(funnel.dropped)}",
             where="corpus.speeches",
             remedy="check the columns, or loosen cleaning",
         )
-    most = config.cleaning.max_speeches
-    if most is not None and len(speeches) > most:
-        # Hashes decide, not the order of the rows.
-        beyond = set(sorted((each.speech.id for each in speeches), key=lambda id: content_id("limit", id))[most:])
-        speeches = [each for each in speeches if each.speech.id not in beyond]
-        funnel, read = Funnel(SPEECH_FUNNEL), read_written_rows(writer)
-        rows = (BEYOND_LIMIT.mark(row) if not row.reason and row.text_id in beyond else row for row in read)
-        write_records(writer, RowProvenance, funnel.counting(rows))
+    if config.cleaning.max_speeches is not None and len(speeches) > config.cleaning.max_speeches:
+        speeches, beyond = speeches.limited_to(config.cleaning.max_speeches, writer.work)
+        funnel = Funnel(SPEECH_FUNNEL)
+        write_records(writer, RowProvenance, funnel.counting(rows_within_limit(read_written_rows(writer), beyond)))
     return speeches, funnel
 
 
@@ -276,13 +266,18 @@ def _english_only(config: CorpusConfig) -> Iterator[str]:
         )
 
 
-def _with_topics(
-    assigner: TopicAssigner, config: CorpusConfig, speeches: Sequence[Speech], progress: Progress
-) -> tuple[list[Speech], list[Unassigned]]:
-    """Return the speeches with assigned topics, empty ones where there is none, and why there is none."""
+def _assign_topics(
+    assigner: TopicAssigner, config: CorpusConfig, speeches: SpooledSpeeches, progress: Progress
+) -> list[Unassigned]:
+    """Replace the topics of all speeches by assigned ones; return those without one, which get an empty topic."""
+    unassigned: list[Unassigned] = []
+    remaining = iter(speeches)
     with progress("naming topics", len(speeches)) as advance:
-        assigned = assigner.assign(speeches, advance)
-    unassigned = [each for each in assigned if isinstance(each, Unassigned)]
+        for start in range(0, len(speeches), _TOPIC_BATCH):
+            batch = list(islice(remaining, _TOPIC_BATCH))
+            for at, topic in enumerate(assigner.assign(batch, advance), start):
+                speeches.topics[at], speeches.fine_topics[at] = topic if isinstance(topic, Topic) else ("", "")
+                unassigned += [topic] if isinstance(topic, Unassigned) else []
     failed = Counter(each.reason for each in unassigned if each.is_failure)
     if lost := failed[ReplyStatus.ERROR.value]:
         raise IncompleteError(
@@ -297,9 +292,7 @@ def _with_topics(
             where="corpus.topics.max_missing_share",
             remedy="run the same command to request those again",
         )
-    topics = (("", "") if isinstance(each, Unassigned) else each for each in assigned)
-    named = zip(speeches, topics, strict=True)
-    return [replace(speech, topic=topic, fine_topic=fine) for speech, (topic, fine) in named], unassigned
+    return unassigned
 
 
 # --- Responses --------------------

@@ -1,9 +1,23 @@
-"""Reads rows into clean speeches and responses, and counts what every step changed and dropped."""
+"""Reads rows into clean speeches and responses, and counts what every step changed and dropped.
 
+A million speeches need little memory: their texts are spooled to disk.
+"""
+
+import json
+import os
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, tee
-from typing import Any, NamedTuple
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
 
 from psychocounsel.config.sources import CandidateSource, SpeechSource
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, SPEECH_STEPS, Prepared
@@ -22,8 +36,105 @@ from psychocounsel.corpus.sources import (
     text_cell,
 )
 from psychocounsel.errors import InputError
+from psychocounsel.store.files import write_faults
 from psychocounsel.store.schemas import RowProvenance
 from psychocounsel.types import Candidate, Speech, Turn, content_id
+
+# --- Spools --------------------
+
+_BUFFER_BYTES = 1 << 20
+
+
+class TextSpool:
+    """Texts in an unnamed file in `folder`, which ends with the process; eight bytes each are in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ends = array("Q", [0])
+        self._flushed = 0
+        self._file = TemporaryFile(buffering=_BUFFER_BYTES, dir=folder)  # noqa: SIM115 - closed with the spool
+        finalize(self, _close, self._file)
+
+    def append(self, text: str) -> None:
+        """Add one text; raises IncompleteError if the disk is full."""
+        content = text.encode("utf-8")
+        with write_faults(self._folder):
+            self._file.write(content)
+        self._ends.append(self._ends[-1] + len(content))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, at: int) -> str:
+        if self._flushed < len(self):
+            with write_faults(self._folder):
+                self._file.flush()
+            self._flushed = len(self)
+        start, end = self._ends[at], self._ends[at + 1]
+        return os.pread(self._file.fileno(), end - start, start).decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a spool; that a full disk refuses the rest of it was said when it was written."""
+    with suppress(OSError):
+        file.close()
+
+
+class SpooledSpeeches:
+    """Speeches in the order of their rows; everything but what is said is held in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.texts, self._histories = TextSpool(folder), TextSpool(folder)
+        self.topics: list[str] = []
+        self.fine_topics: list[str] = []
+        self.crisis = bytearray()
+        self.sources: list[str] = []
+        self.splits: list[str] = []
+        self.conversations: list[str] = []
+        self.in_sessions = False
+        """Whether some of them are turns of a longer conversation."""
+        self._ids = array("Q")
+
+    def append(self, speech: Speech, split: str = "", conversation: str = "") -> None:
+        """Add a speech at the end; `split` and `conversation` are those that its source gives, if it gives them."""
+        self.texts.append(speech.text)
+        self._histories.append(json.dumps(speech.history) if speech.history else "")
+        self.topics.append(sys.intern(speech.topic))
+        self.fine_topics.append(sys.intern(speech.fine_topic))
+        self.crisis.append(speech.crisis)
+        self.sources.append(speech.source)
+        self.splits.append(sys.intern(split))
+        self.conversations.append(sys.intern(conversation))
+        self.in_sessions = self.in_sessions or bool(speech.history or conversation)
+        self._ids.append(int(speech.id, 16))
+
+    @property
+    def ids(self) -> NDArray[np.uint64]:
+        """[speeches]; the ids as numbers."""
+        return np.array(self._ids, dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[Speech]:
+        for at, (text, said) in enumerate(zip(self.texts, self._histories, strict=True)):
+            history = tuple(Turn(*each) for each in json.loads(said)) if said else ()
+            about = (self.topics[at], bool(self.crisis[at]), self.sources[at], self.fine_topics[at])
+            yield Speech(text, *about, history)
+
+    def limited_to(self, count: int, folder: Path) -> "tuple[SpooledSpeeches, frozenset[int]]":
+        """Return `count` of the speeches and the places of the others; hashes decide, not the order of the rows."""
+        ids = [f"{number:016x}" for number in self._ids]
+        beyond = frozenset(sorted(range(len(ids)), key=lambda at: content_id("limit", ids[at]))[count:])
+        kept = SpooledSpeeches(folder)
+        for at, speech in enumerate(self):
+            if at not in beyond:
+                kept.append(speech, self.splits[at], self.conversations[at])
+        return kept, beyond
+
 
 # --- The funnel --------------------
 
@@ -91,10 +202,10 @@ NONE_EMPTY = "none_empty"
 REPETITION = "repetition"
 _EMPTY = Dropped(NONE_EMPTY, "empty")
 _REPEATED = Dropped(REPETITION, "repeated_speech")
-BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
+_BEYOND_LIMIT = Dropped("limit", "beyond_max_speeches")
 SPEECH_FUNNEL = (
     *(BAD_ROW, NONE_EMPTY, *SPEECH_STEPS, DEIDENTIFICATION, REPETITION),
-    *("language", "exclusion", "length", BEYOND_LIMIT.step),
+    *("language", "exclusion", "length", _BEYOND_LIMIT.step),
 )
 
 
@@ -143,21 +254,13 @@ def _bad(name: str, row: BadRow) -> RowProvenance:
     return Dropped(BAD_ROW, "bad_row", row.error.what).mark(RowProvenance(name, row.where, "", "", ""))
 
 
-class KeptSpeech(NamedTuple):
-    """A speech with the split and the conversation that its source gives, if it gives them."""
-
-    speech: Speech
-    split: str
-    conversation: str
-
-
-def read_speeches(cleaner: Cleaner, speeches: list[KeptSpeech]) -> Iterator[RowProvenance]:
+def read_speeches(cleaner: Cleaner, speeches: SpooledSpeeches) -> Iterator[RowProvenance]:
     """Yield what becomes of each row of a corpus's sources, and add the distinct speeches that are kept.
 
     Raises InputError if a column is missing, a cell holds what Parquet cannot, or one key names two speeches.
     """
-    seen: set[str] = set()
-    id_of_key: dict[str, str] = {}
+    seen: set[int] = set()
+    id_of_key: dict[str, int] = {}  # numbers that `seen` has anyway: a million ids as text take 60 MB
     for source in cleaner.config.speeches:
         name = source_name(source.path)
         ahead, rows = tee(speech_cells(source))
@@ -173,9 +276,10 @@ def read_speeches(cleaner: Cleaner, speeches: list[KeptSpeech]) -> Iterator[RowP
                 crisis = client_mentions_crisis(said) if row.crisis is None else row.crisis
                 speech = Speech(text.text, row.topic, crisis, name, history=history)
             key, text_id = row.key, "" if speech is None else speech.id
+            number = int(text_id or "0", 16)
             digest = raw_digest(row.text, row.history)
             provenance = RowProvenance(name, row.where, key, digest, text_id, text.changed_by)
-            if key and id_of_key.setdefault(key, text_id) != text_id:
+            if key and id_of_key.setdefault(key, number) != number:
                 raise InputError(
                     f"the key {key!r} already names another speech",
                     where=row.where,
@@ -183,8 +287,8 @@ def read_speeches(cleaner: Cleaner, speeches: list[KeptSpeech]) -> Iterator[RowP
                     "speech_text",
                 )
             if speech is not None:
-                is_repeated = text_id in seen
-                seen.add(text_id)
+                is_repeated = number in seen
+                seen.add(number)
                 dropped = _REPEATED if is_repeated else _reason_to_drop(speech, row.history, text, cleaner)
             elif cleaner.config.cleaning.drop_empty or source.on_bad_row == "drop":
                 dropped = _EMPTY
@@ -193,8 +297,7 @@ def read_speeches(cleaner: Cleaner, speeches: list[KeptSpeech]) -> Iterator[RowP
                 raise InputError("the speech is empty", where=row.where, remedy=remedy)
             if speech is not None and dropped is None:
                 # Its path tells a conversation from those of a source with the same name.
-                conversation = row.conversation and f"{source.path} {row.conversation}"
-                speeches.append(KeptSpeech(speech, row.split, conversation))
+                speeches.append(speech, row.split, row.conversation and f"{source.path} {row.conversation}")
             yield provenance if dropped is None else dropped.mark(provenance)
 
 
@@ -206,6 +309,14 @@ def _reason_to_drop(speech: Speech, before: Sequence[Turn], text: Prepared, clea
     if len(speech.text) < cleaner.config.cleaning.min_chars:
         return Dropped("length", "too_short")
     return Dropped("length", "too_long") if len(speech.text) > cleaner.config.cleaning.max_chars else None
+
+
+def rows_within_limit(rows: Iterable[RowProvenance], beyond: frozenset[int]) -> Iterator[RowProvenance]:
+    """Yield rows; of those that were kept, the ones at the places `beyond` are dropped after all."""
+    place = 0
+    for row in rows:
+        yield _BEYOND_LIMIT.mark(row) if not row.reason and place in beyond else row
+        place += not row.reason
 
 
 # --- Responses --------------------
