@@ -50,6 +50,29 @@ def test_every_layout_gives_the_same_pair(tmp_path: Path, row: dict[str, Any]) -
     assert (pair.speech.source, found.dropped) == ("set.jsonl", {"repeated": 1})
 
 
+def test_rows_that_say_so_are_of_another_split(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "prompt": f"{name}?", "split": name} for name in ("train", "val", "easy")]
+    found = read(tmp_path, *rows)
+    assert isinstance(found, OutsidePairs)
+    assert [pair.speech.text for pair in found.pairs] == ["train?", "easy?"]
+    assert found.dropped == {"another_split": 1}
+    for split in ("val", "validation", "dev"):
+        found = read_outside(str(tmp_path / "set.jsonl"), split, None)
+        assert isinstance(found, OutsidePairs)
+        assert [pair.speech.text for pair in found.pairs] == ["val?", "easy?"]
+    found = read(tmp_path, *({**row, "chosen": ["Good."], "rejected": ["Bad."]} for row in rows))
+    assert [row.prompt for row in found if isinstance(row, BestOfK)] == ["train?", "easy?"]
+
+
+def test_thoughts_are_no_part_of_a_response(tmp_path: Path) -> None:
+    thoughts = {**PLAIN, "chosen": "<think>She is sad.</think>\n\nGood.", "rejected": " Bad.\n"}
+    found = read(tmp_path, thoughts, {**PLAIN, "chosen": "<think>She is"})
+    assert isinstance(found, OutsidePairs)
+    (pair,) = found.pairs
+    assert (pair.chosen.candidate.text, pair.rejected.candidate.text) == ("Good.", " Bad.\n")
+    assert found.dropped == {"empty": 1}
+
+
 def test_an_instruction_is_read_with_its_input(tmp_path: Path) -> None:
     found = read(tmp_path, {"instruction": "Be kind.", "input": "I am sad.", "chosen": "Good.", "rejected": "Bad."})
     assert isinstance(found, OutsidePairs)

@@ -38,6 +38,7 @@ from psychocounsel.corpus.sources import (
 )
 from psychocounsel.corpus.text import refusal
 from psychocounsel.errors import InputError
+from psychocounsel.llm.types import without_thoughts
 from psychocounsel.store.references import HUB
 from psychocounsel.types import SPLITS, Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn
 
@@ -235,7 +236,7 @@ def _score(row: SourceRow, column: str) -> float | None:
 
 # --- Pairs of others, to train on and to evaluate with --------------------
 
-_READER = 8
+_READER = 9
 """Raised by hand whenever rows of others may be read differently than before."""
 
 
@@ -285,6 +286,8 @@ def read_outside(
     Rows are best-of-k rows if their `chosen` is a list of texts, if they are laid out as RMB's, or if `columns` names
     what is where; a pair after several turns is one of them, with one response on either side. All others are pairs.
 
+    Rows whose own column `split` names another split are left out.
+
     Raises:
         InputError: it cannot be read, has no rows, or a row is not laid out like this.
     """
@@ -294,8 +297,14 @@ def read_outside(
         raise InputError("has no rows", where=source, remedy="name a dataset with rows")
     rows, layout = chain([first], rows), columns or _best_of_k_layout(first.values)
     if layout is None:
-        return _pairs_of(rows, source_name(source))
-    return [_best_of_k(row, layout) for row in rows]
+        return _pairs_of(rows, source_name(source), split)
+    return [_best_of_k(row, layout) for row in rows if not _is_of_another_split(row, split)]
+
+
+def _is_of_another_split(row: SourceRow, wanted: str) -> bool:
+    """Return whether a row says so itself in a column `split`, as those of HelpSteer2 do; other words are no splits."""
+    own, wanted = (SPLIT_NAMES.get(name, name) for name in (str(row.values.get("split")).lower(), wanted))
+    return {own, wanted} <= {*SPLITS} and own != wanted
 
 
 def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePairs:
@@ -311,8 +320,8 @@ def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePa
     raise InputError("has best-of-k rows, not pairs", where=source, remedy=remedy)
 
 
-def _pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
-    """Return the pairs of rows in a known layout, whatever their ratings.
+def _pairs_of(rows: Iterable[SourceRow], source: str, split: str) -> OutsidePairs:
+    """Return the pairs of a split's rows in a known layout, whatever their ratings.
 
     Raises:
         InputError: a column is missing, or a cell is neither text nor a list of messages.
@@ -320,11 +329,14 @@ def _pairs_of(rows: Iterable[SourceRow], source: str) -> OutsidePairs:
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
     for each in rows:
+        if _is_of_another_split(each, split):
+            dropped["another_split"] += 1
+            continue
         layout = _layout(tuple(each.values))
         if not {layout.chosen, layout.rejected} <= each.values.keys():
             remedy = "describe it to import-preferences, as `columns`, and name what that makes"
             raise InputError("is laid out as no known preference dataset", where=each.where, remedy=remedy)
-        row = _read(each, "train", layout, None)
+        row = _read(each, split, layout, None)
         if (fault := row.fault or _fault_of_texts(row)) is not None:
             dropped[fault] += 1
             continue
@@ -386,7 +398,13 @@ def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Ans
     turns = merged_turns(Turn("user" if role == "user" else "assistant", text.strip()) for role, text in before)
     if turns and turns[-1].role == "user":
         asked = "\n\n".join(filter(str.strip, (turns.pop().content, asked)))
-    return Answered(tuple(turns), asked, chosen, rejected)
+    return Answered(tuple(turns), asked, _said(chosen), _said(rejected))
+
+
+def _said(text: str) -> str:
+    """Return a response as it was released, except for the thoughts before it."""
+    said = without_thoughts(text)
+    return text if said == text.strip() else said
 
 
 def _prompt(value: object, where: str) -> list[Message]:

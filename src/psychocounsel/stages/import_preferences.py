@@ -1,6 +1,6 @@
 """import-preferences: any preference dataset becomes speeches and preferences, its flaws counted.
 
-Nothing is judged or cleaned: texts and ratings are those of the release.
+Nothing is judged or cleaned: texts, without thoughts before an answer, and ratings are those of the release.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ from psychocounsel.store.schemas import SplitSpeech, read_speeches, write_pairs,
 from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, Candidate, PreferencePair, Rating, ScoredCandidate, Speech, Turn, exact_rating
 
-VERSION = 12
+VERSION = 13
 STAGE = "import-preferences"
 
 LAYOUT = "one_exchange"
