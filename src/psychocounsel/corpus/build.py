@@ -1,10 +1,10 @@
 """Builds the artifacts of a corpus: its split speeches and the ready responses to them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,12 +156,11 @@ def raw_texts(config: CorpusConfig, corpus: CorpusArtifacts) -> Iterator[RawText
     rows = zip(read_row_provenance(corpus.speeches), raws, strict=True)
     yield RawTexts(corpus.speeches, steps_of(config, None), rows)
     if corpus.candidates is not None:
-        sources = _candidate_cells(config)
-        raws = raw_cells(chain.from_iterable(cells for _, cells in sources))
+        responses = _read_responses(config)
+        raws = raw_cells(chain.from_iterable(cells for _, cells in responses.sources))
         rows = zip(read_row_provenance(corpus.candidates), raws, strict=True)
-        authors = _authors(config, sources)
-        renamed = authors.guessed() if config.cleaning.signatures == "remove" else ()
-        yield RawTexts(corpus.candidates, steps_of(config, authors.people), rows, renamed)
+        renamed = responses.guessed() if config.cleaning.signatures == "remove" else ()
+        yield RawTexts(corpus.candidates, steps_of(config, responses.people), rows, renamed)
 
 
 # --- Speeches --------------------
@@ -196,7 +195,6 @@ def _build_speeches(
             f"{joined} of {len(speeches)} speeches are one cluster in one split: a conversation stays together, and "
             "so do all that share a near-duplicate; a larger cleaning.min_chars leaves out what many have in common"
         )
-    by_split = Counter(zip(splits, speeches.topics, strict=True))
     # A source stands once, though several of its columns may be read.
     terms = {source_name(each.path): (each.licence, each.data_class) for each in config.speeches}
     by_source = Counter(speeches.sources)
@@ -207,14 +205,11 @@ def _build_speeches(
                 {"name": name, "licence": licence, "data_class": data_class, "speeches": by_source[name]}
                 for name, (licence, data_class) in terms.items()
             ],
-            "topics": dict(sorted(Counter(speeches.topics).items())),
-            "fine_topics": dict(sorted(Counter(speeches.fine_topics).items())),
+            "topics": _counts(speeches.topics),
+            "fine_topics": _counts(speeches.fine_topics),
             "without_topic": unassigned_by_reason(unassigned),
             "splits": {name: splits.count(name) for name in SPLITS},
-            "topics_by_split": {
-                name: {topic: count for (split, topic), count in sorted(by_split.items()) if split == name}
-                for name in SPLITS
-            },
+            "topics_by_split": {name: _counts(compress(speeches.topics, map(name.__eq__, splits))) for name in SPLITS},
             "clusters": len(np.unique(clusters)),
             "near_duplicates": len(speeches) - len(sizes),
             "crisis": sum(speeches.crisis),
@@ -223,12 +218,12 @@ def _build_speeches(
     )
 
 
-def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWriter) -> tuple[SpooledSpeeches, Funnel]:
-    """Return the speeches that are kept, and what became of every row, which is written.
+def _counts(labels: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(labels).items()))
 
-    Raises:
-        DataQualityError: there is no row, or no speech is left.
-    """
+
+def _read_speeches(config: CorpusConfig, cleaner: Cleaner, writer: ArtifactWriter) -> tuple[SpooledSpeeches, Funnel]:
+    """Return the speeches that are kept, and what became of every row, which is written."""
     speeches, funnel = SpooledSpeeches(writer.work), Funnel(SPEECH_FUNNEL)
     write_records(writer, RowProvenance, funnel.counting(read_speeches(cleaner, speeches)))
     if not funnel.rows_in:
@@ -298,27 +293,19 @@ def _assign_topics(
 # --- Responses --------------------
 
 
-_CandidateCells = Sequence[tuple[str, Sequence[CandidateCells | BadRow]]]
-"""Name and rows of each source."""
-
-
-def _candidate_cells(config: CorpusConfig) -> _CandidateCells:
-    return [(source_name(each.path), list(candidate_cells(each))) for each in config.candidates]
-
-
 def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: ArtifactWriter) -> None:
-    sources = _candidate_cells(config)
-    authors = _authors(config, sources)
+    responses = _read_responses(config)
     writer.warnings.extend(
         f"the author label {name!r} is taken for a phrase, not a name: it stands in {share:.0%} of others' responses"
-        for name, share in sorted(authors.phrases.items())
+        for name, share in sorted(responses.phrases.items())
     )
-    cleaner = Cleaner(config, authors.people, _ahead(config, "responses"))
+    cleaner = Cleaner(config, responses.people, _ahead(config, "responses"))
     cleaner.share_placeholders(_changed_sessions(config, speeches))
-    author = authors.pseudonym if config.cleaning.signatures == "remove" else str
+    author = responses.pseudonym if config.cleaning.signatures == "remove" else str
     index, funnel = SpeechIndex(read_row_provenance(speeches)), candidate_funnel(cleaner)
     candidates: list[Candidate] = []
-    write_records(writer, RowProvenance, funnel.counting(read_candidates(sources, index, cleaner, author, candidates)))
+    rows = read_candidates(responses.sources, index, cleaner, author, candidates)
+    write_records(writer, RowProvenance, funnel.counting(rows))
     if not candidates:
         raise DataQualityError(
             f"no response is left: {counted(funnel.dropped)}",
@@ -326,8 +313,7 @@ def _build_candidates(config: CorpusConfig, speeches: Artifact, writer: Artifact
             remedy="check that speech_key or speech_text names the column that repeats the speech, and text the answer",
         )
     write_candidates(writer, candidates)
-    texts = (each.text for each in candidates)
-    deidentification = cleaner.deidentification(texts, len(candidates))
+    deidentification = cleaner.deidentification((each.text for each in candidates), len(candidates))
     writer.write_metrics({"funnel": funnel.as_dict(), "deidentification": deidentification})
 
 
@@ -341,12 +327,14 @@ def _changed_sessions(config: CorpusConfig, speeches: Artifact) -> Iterator[tupl
                 yield known, row.history, row.text
 
 
-class _Authors(NamedTuple):
-    """Who wrote the responses: people, names that others write too often with their shares, labels to publish.
+class _Responses(NamedTuple):
+    """Name and rows of each source of responses, and their authors.
 
-    Of the `unsaid` labels no source says whether they are of people or models.
+    These are people, names that others write too often with their shares, and labels to publish; of the `unsaid` labels
+    no source says whether they are of people or models.
     """
 
+    sources: list[tuple[str, list[CandidateCells | BadRow]]]
     people: KnownPeople
     phrases: dict[str, float]
     public: frozenset[str]
@@ -368,16 +356,15 @@ def pseudonym(author: str) -> str:
     return f"person-{content_id('author', author)[:8]}"
 
 
-def _authors(config: CorpusConfig, sources: _CandidateCells) -> _Authors:
-    """Return who wrote the responses of the sources.
-
-    Raises:
-        DataQualityError: nearly every row of a source has an author of its own.
-    """
+def _read_responses(config: CorpusConfig) -> _Responses:
+    """Read the responses; raises DataQualityError if nearly every row of a source has an author of its own."""
+    sources: list[tuple[str, list[CandidateCells | BadRow]]] = []
     written: list[tuple[str, str]] = []
     people: dict[str, Person | None] = {}
     public, unsaid = set[str](), set[str]()
-    for source, (name, cells) in zip(config.candidates, sources, strict=True):
+    for source in config.candidates:
+        name, cells = source_name(source.path), list(candidate_cells(source))
+        sources.append((name, cells))
         rows = [each for each in cells if isinstance(each, CandidateCells)]
         labels = [row.author for row in rows]
         if len(rows) >= _MANY_ROWS and len(set(labels)) > _MOST_AUTHORS * len(rows):
@@ -394,7 +381,7 @@ def _authors(config: CorpusConfig, sources: _CandidateCells) -> _Authors:
             written.append((label if author is None else author.name, row.text))
     phrases = common_phrases(KnownPeople.of(people.values()), written)
     known = KnownPeople.of(each for each in people.values() if each and each.name not in phrases)
-    return _Authors(known, phrases, frozenset(public), frozenset(unsaid))
+    return _Responses(sources, known, phrases, frozenset(public), frozenset(unsaid))
 
 
 # --- Ahead of the corpus --------------------
@@ -414,15 +401,12 @@ class PrepareTexts:
 
     def __call__(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         """Prepare what falls to the task `rank` of `world_size`; `data` is what a step before would have yielded."""
-        config = self._config
-        ahead, prepare = PreparedTexts(self._folder, _key(config, "speeches")), open_preparation(config, None)
-        for source in config.speeches:
-            ahead.write(raw_cells(speech_cells(source)), prepare, rank, world_size)
-        sources = _candidate_cells(config)
-        prepare = open_preparation(config, _authors(config, sources).people)
-        ahead = ahead._replace(key=_key(config, "responses"))
-        for _, cells in sources:
-            ahead.write(raw_cells(cells), prepare, rank, world_size)
+        config, responses = self._config, _read_responses(self._config)
+        speeches, answers = map(speech_cells, config.speeches), (cells for _, cells in responses.sources)
+        for what, authors, sources in (("speeches", None, speeches), ("responses", responses.people, answers)):
+            ahead, prepare = PreparedTexts(self._folder, _key(config, what)), open_preparation(config, authors)
+            for cells in sources:
+                ahead.write(raw_cells(cells), prepare, rank, world_size)
 
 
 def _ahead(config: CorpusConfig, what: str) -> PreparedTexts | None:

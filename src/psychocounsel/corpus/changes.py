@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from psychocounsel.corpus.build import RawTexts
 from psychocounsel.corpus.cleaning import DEIDENTIFICATION, Change, changes, parallel_map, worker_count
-from psychocounsel.corpus.contacts import phone_numbers, web_addresses
-from psychocounsel.corpus.text import blanked
 
 LARGEST = 50
 MOST_SHORTENED = 1000
@@ -65,16 +63,14 @@ class RuleEffect:
 class CorpusEffects:
     """What the rules did to the texts of one artifact.
 
-    `shortened` counts the texts that lost more than a tenth over all rules, `shortened_prose` those of them that did so
-    without their phone numbers and addresses, and `most_shortened` are the worst. Changes of white space alone count
-    nowhere. `dropped` are the first rows that were dropped for each reason.
+    `shortened` counts the texts that lost more than a tenth over all rules, and `most_shortened` are the worst. Changes
+    of white space alone count nowhere. `dropped` are the first rows that were dropped for each reason.
     """
 
     kind: str
     rules: list[RuleEffect]
     texts: int = 0
     shortened: int = 0
-    shortened_prose: int = 0
     most_shortened: list[ShownChange] = field(default_factory=list[ShownChange])
     dropped: list[DroppedRow] = field(default_factory=list[DroppedRow])
 
@@ -98,10 +94,6 @@ def _shown(where: str, before: str, after: str) -> ShownChange | None:
     # As multisets: words that move or are replaced by longer ones are found without an alignment.
     lost = (Counter(old) - Counter(new)).total()
     return ShownChange(where, before, after, lost, len(old))
-
-
-def _without_contacts(text: str) -> str:
-    return blanked(text, (*web_addresses(text), *phone_numbers(text)))
 
 
 def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
@@ -137,9 +129,7 @@ def effects(raw: RawTexts, published: Mapping[str, str]) -> CorpusEffects:
             rules[name].touched += 1
         whole = _shown(where, text, final)
         if whole is not None and whole.share > SHORTENED_SHARE:
-            prose = _shown(where, _without_contacts(text), _without_contacts(final))
             result.shortened += 1
-            result.shortened_prose += prose is not None and prose.lost > SHORTENED_SHARE * whole.length
             insort(result.most_shortened, whole, key=lambda each: -each.share)
             del result.most_shortened[MOST_SHORTENED:]
     return result

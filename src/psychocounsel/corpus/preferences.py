@@ -260,9 +260,6 @@ def _paths(source: str, split: str) -> list[str]:
     """Return what to read: of a folder the files that begin with the split, only Parquet files if some of them are.
 
     Where no file begins with any split, these are all but Parquet files.
-
-    Raises:
-        InputError: there is none.
     """
     if source.startswith(HUB) or Path(source).is_file():
         return [source]
@@ -321,11 +318,7 @@ def read_outside_pairs(source: str, split: str, config: str | None) -> OutsidePa
 
 
 def _pairs_of(rows: Iterable[SourceRow], source: str, split: str) -> OutsidePairs:
-    """Return the pairs of a split's rows in a known layout, whatever their ratings.
-
-    Raises:
-        InputError: a column is missing, or a cell is neither text nor a list of messages.
-    """
+    """Return the pairs of a split's rows in a known layout, whatever their ratings."""
     pairs: dict[str, PreferencePair] = {}
     dropped: Counter[str] = Counter()
     for each in rows:
@@ -377,9 +370,6 @@ def _exchange_of(prompt: object, responses: Sequence[object], where: str) -> Ans
 
     Each is a text, a list of messages, or a transcript as in HH-RLHF or HelpSteer2; responses may repeat the prompt,
     and a prompt of None stands in them.
-
-    Raises:
-        InputError: one is neither text nor messages.
     """
     before = _prompt(prompt, where)
     conversations: list[list[Message]] = []

@@ -28,8 +28,7 @@ def effects_table(artifact: Artifact, effects: CorpusEffects) -> Table:
     )
     title = (
         f"{_NAMES[artifact.kind]}: what each rule did to {effects.texts} texts, white space apart. "
-        f"{effects.shortened} lost more than a tenth of their characters, "
-        f"{effects.shortened_prose} of them even if phone numbers and addresses do not count."
+        f"{effects.shortened} lost more than a tenth of their characters."
     )
     return Table("effects", title, ("rule", "texts touched", "share", "characters lost", "most of one"), "lrrrr", rows)
 
