@@ -100,6 +100,14 @@ def test_a_reward_that_length_games_is_stopped_and_the_best_round_is_the_result(
     assert any("ended after round" in warning for warning in result.warnings)
     assert resolve(store, "loop@best", "policies").name == f"loop-round-{best:02d}"
     assert align_online(run).id == result.id  # up to date
+    # A result states the limit that ended its own run.
+    later = align_online(
+        online_run(
+            store, oracle(lambda text: len(text.split())), FLAT, **{**online, "stop_when": {"length_ratio": 1.0201}}
+        )
+    )
+    assert [bool(each["stop"]) for each in rounds_of(later)] == [bool(each["stop"]) for each in rows]
+    assert rounds_of(later)[-1]["stop"] != rows[-1]["stop"]
     # Other limits are no other run: it goes on after the round at which it ended.
     further = online_run(
         store, oracle(lambda text: len(text.split())), FLAT, **{**online, "stop_when": {}, "rounds": 4}

@@ -31,7 +31,7 @@ _PARENT = "parent "
 _MADE = re.compile(
     r"last round|previous policy|pairs|initial probe|probe \d+|reference"
 )  # parents that a run made itself
-_OUTCOMES = {"weights_of_round"}
+_OUTCOMES = {"weights_of_round", "stop"}
 
 
 class _Compared:

@@ -104,12 +104,15 @@ class OnlinePlan(NamedTuple):
     rounds: list[OnlineRound]
     outcome: ArtifactSpec
 
-    def result(self, last: int, weights_of: int) -> ArtifactSpec:
-        """Return the policy that a run ends with after round `last`, with the weights of a round."""
+    def result(self, last: int, weights_of: int, reason: str = "") -> ArtifactSpec:
+        """Return the policy that a run ends with after round `last`, with the weights of a round.
+
+        `reason` is that of a run that a limit ends, which its result states.
+        """
         rounds = self.rounds[:last]
         probes = [each.probe.as_parent(f"probe {number}") for number, each in enumerate(rounds, start=1)]
         own = (rounds[-1].policy.as_parent("last round"), self.initial_probe.as_parent("initial probe"), *probes)
-        settings = {**self.outcome.settings, "weights_of_round": weights_of}
+        settings = {**self.outcome.settings, "weights_of_round": weights_of} | ({"stop": reason} if reason else {})
         return replace(self.outcome, settings=settings, parents=(*own, *self.outcome.parents))
 
     def expected(self, store: Store, limits: StopConfig) -> tuple[list[OnlineRound], ArtifactSpec]:
@@ -120,9 +123,9 @@ class OnlinePlan(NamedTuple):
             if found is None:
                 break
             probes.append(ProbeMetrics.model_validate(found.metrics))
-            if len(probes) > 1 and reason_to_stop(probes, limits):
+            if len(probes) > 1 and (reason := reason_to_stop(probes, limits)):
                 last = len(probes) - 1
-                return self.rounds[:last], self.result(last, best_round(probes, limits))
+                return self.rounds[:last], self.result(last, best_round(probes, limits), reason)
         return self.rounds, self.result(len(self.rounds), len(self.rounds))
 
 
@@ -232,7 +235,7 @@ def align_online(run: "OnlineDpo") -> Artifact:
     weights_of = best if reason else last
     for number in {best, weights_of}:  # a run with other limits, or of more rounds, may have kept others
         run.with_weights(number)
-    spec = plan.result(last, weights_of)
+    spec = plan.result(last, weights_of, reason)
     result = run.store.make(spec, lambda writer: run.finish(writer, probes, best, reason))
     run.drop_superseded(last, best, ended=not reason)  # after a limit the run can go on with others
     for warning in result.warnings if reason else ():
