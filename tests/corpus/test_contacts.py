@@ -221,6 +221,7 @@ def test_a_contact_goes_with_what_says_nothing_without_it(text: str, kept: str) 
         ("https://youtu.be/dQw4w9WgXcQ or bit.ly/2abcDe, x.org/kimQ", "[URL_1] or [URL_2], [URL_3]"),
         ("[URL_3] and www.x.org", "[URL_3] and [URL_4]"),
         ("https://x.com/JaneRoe or y.com/in/JaneRoe, x.org/a?q=%2Fr%2Fhelp", "[URL_1] or [URL_2], [URL_3]"),
+        ("x.org/2020-waysRest well, x.org/ovc-2019Rest", "[URL_1]Rest well, [URL_2]Rest"),
         ("x.org/AboutUs, x.org/AboutI hope, x.org/helpHope so", "[URL_1], [URL_2]I hope, [URL_3]Hope so"),
     ],
 )

@@ -47,6 +47,7 @@ PEOPLE = [
     ("Please help.\nThanks,\nZyla", "Please help.\nThanks,\n[PERSON_1]"),
     ("Everyone calls me Grace.", "Everyone calls me [PERSON_1]."),
     ("Last week Tunji came home drunk.", "Last week [PERSON_1] came home drunk."),
+    ("Ask Mr./Mrs. Vandersmoot or my GP/Dr. Kolawske.", "Ask Mr./Mrs. [PERSON_1] or my GP/Dr. [PERSON_2]."),
     ("(sighs) [Anna cries] *laughs*", "(sighs) [[PERSON_1] cries] *laughs*"),
 ]
 NUMBERS = [

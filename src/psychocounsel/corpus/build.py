@@ -53,7 +53,7 @@ from psychocounsel.store.store import Store
 from psychocounsel.types import SPLITS, Candidate, ReplyStatus, Turn, content_id
 
 STAGE = "read-corpus"
-VERSION = 34
+VERSION = 35
 
 _TOPIC_BATCH = 4096
 _MANY_ROWS, _MOST_AUTHORS = 50, 0.95

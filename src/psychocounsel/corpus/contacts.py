@@ -71,8 +71,8 @@ _GLUED_WORD = re.compile(
     r"(?<=[a-z0-9])(?:[AI]|[A-Z][a-z'\u2019]+)$|[A-Z][a-z'\u2019]+,$"
     rf"|(?<=[/.)])(?:{_STARTS})(?:['\u2019][a-z]+)?$"
 )
-# "dQw4w9WgXcQ", "1lrwyCu", "JaneRoe" and "to%2Fhelp" have no word glued to them, "dQw4w9WgXcOne" has.
-_GOES_ON = re.compile(r"[/=](?:[\w-]*(?:[a-z][A-Z]|[0-9])|@?[A-Z])[\w-]*$|%[0-9A-Fa-f]{1,2}$")
+# "dQw4w9WgXcQ", "1lrwyCu", "JaneRoe", "to%2Fhelp" have no word glued to them, "dQw4w9WgXcOne" and "10-waysHope" have.
+_GOES_ON = re.compile(r"[/=](?:(?:[\w-]*[a-z0-9][A-Z]|@?[A-Z])[\w-]*|\w*[0-9]\w*)$|%[0-9A-Fa-f]{1,2}$")
 _TRAILING = ".,;:!?'\"\u2019*_~"
 
 

@@ -72,7 +72,10 @@ AFTER_TWO_WORDS = {
     **dict.fromkeys((("known", "as"), ("I", "am"), ("i", "am"), ("This", "is"), ("this", "is")), _LISTED_CUE),
 }
 MEETING = word_list("meeting_verbs")
-TITLED = re.compile(rf"(?<![\w/;])(?:[DdMm]rs?|[Mm][sx]|[Pp]rof)\b\.? ?(?P<name>{NAME}|[^\W\d_]{{3,}})(?!\w)")
+# "tl;dr" and "dp/dr" are no titles.
+TITLED = re.compile(
+    rf"(?i:(?<!\b(?:tl|dp)[;/]))\b(?:[DdMm]rs?|[Mm][sx]|[Pp]rof)\b\.? ?(?P<name>{NAME}|[^\W\d_]{{3,}})(?!\w)"
+)
 NO_TITLED_NAMES = word_list("not_after_titles") | word_list("sentence_starts")
 SIGN_OFF = re.compile(
     r"(?:\b(?:[Tt]hanks|[Tt]hank you|[Ss]incerely|[Rr]egards|[Bb]est|[Ll]ove|[Yy]ours|[Ss]igned)[^\w\n]{0,3}?"
@@ -458,7 +461,7 @@ _POST_BOX = re.compile(r"\b(?P<address>P\.?\s?O\.?\sBox\s\d{1,7})\b", re.IGNOREC
 # The letters that British post codes leave out of their second half keep `B12 5MG` and `4PM` away.
 _POST_CODE = re.compile(r"\b(?P<address>[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}|[A-Z]\d[A-Z]\s\d[A-Z]\d)\b")
 
-VERSION = 16  # what removes contacts looks for people too: raise that of the corpus with it
+VERSION = 17  # what removes contacts looks for people too: raise that of the corpus with it
 # A digit, or what marks an account. Without one no rule has a match.
 _SIGN = re.compile(r"[\d_@]|\.(?=\w)|u/\w")
 
