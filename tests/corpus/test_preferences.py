@@ -60,8 +60,11 @@ def test_rows_that_say_so_are_of_another_split(tmp_path: Path) -> None:
         found = read_outside(str(tmp_path / "set.jsonl"), split, None)
         assert isinstance(found, OutsidePairs)
         assert [pair.speech.text for pair in found.pairs] == ["val?", "easy?"]
-    found = read(tmp_path, *({**row, "chosen": ["Good."], "rejected": ["Bad."]} for row in rows))
+    best_of_k = [{**row, "chosen": ["Good."], "rejected": ["Bad."]} for row in rows]
+    found = read(tmp_path, *best_of_k)
     assert [row.prompt for row in found if isinstance(row, BestOfK)] == ["train?", "easy?"]
+    with pytest.raises(InputError, match="another split"):
+        read(tmp_path, best_of_k[1])
 
 
 def test_thoughts_are_no_part_of_a_response(tmp_path: Path) -> None:

@@ -135,6 +135,10 @@ def test_what_cannot_be_measured(
     assert cli("calibrate-judge", *paths, "--store", tmp_path / "data").code == code
 
 
+def test_a_folder_is_no_table(cli: Cli, tmp_path: Path) -> None:
+    cli("calibrate-judge", ".", "judge.csv", "--store", tmp_path / "data").says(2, "no artifact of annotations")
+
+
 def test_labels_that_say_which_answer_is_better_rate_none(cli: Cli, tmp_path: Path) -> None:
     store = fill(tmp_path / "data")
     assert cli("annotate", "export", "comparisons/duel", "--sample", "25", "--store", store.root).code == 0

@@ -85,7 +85,7 @@ def parts_of_name(name: str) -> tuple[str, str]:
     """Return the name of a file without its ending, and the ending that says what it holds, whatever compresses it."""
     path = PurePath(name)
     path = path.with_suffix("") if path.suffix.lower() in _COMPRESSIONS else path
-    return str(path.with_suffix("")), path.suffix.lower()
+    return str(path.parent / path.stem), path.suffix.lower()
 
 
 def _opened(path: Path, *, seekable: bool = False) -> BinaryIO:

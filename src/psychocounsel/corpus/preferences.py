@@ -286,7 +286,7 @@ def read_outside(
     Rows whose own column `split` names another split are left out.
 
     Raises:
-        InputError: it cannot be read, has no rows, or a row is not laid out like this.
+        InputError: it cannot be read, has no rows (of the split), or a row is not laid out like this.
     """
     rows = chain.from_iterable(read_rows(path, split, config) for path in _paths(source, split))
     first = next(rows, None)
@@ -295,7 +295,10 @@ def read_outside(
     rows, layout = chain([first], rows), columns or _best_of_k_layout(first.values)
     if layout is None:
         return _pairs_of(rows, source_name(source), split)
-    return [_best_of_k(row, layout) for row in rows if not _is_of_another_split(row, split)]
+    prompts = [_best_of_k(row, layout) for row in rows if not _is_of_another_split(row, split)]
+    if not prompts:
+        raise InputError(f"all rows are of another split than {split}", where=source, remedy="name that split")
+    return prompts
 
 
 def _is_of_another_split(row: SourceRow, wanted: str) -> bool:
