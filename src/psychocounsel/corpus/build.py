@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from itertools import chain, compress, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,7 +209,10 @@ def _build_speeches(
             "fine_topics": _counts(speeches.fine_topics),
             "without_topic": unassigned_by_reason(unassigned),
             "splits": {name: splits.count(name) for name in SPLITS},
-            "topics_by_split": {name: _counts(compress(speeches.topics, map(name.__eq__, splits))) for name in SPLITS},
+            "topics_by_split": {
+                name: _counts(topic for topic, split in zip(speeches.topics, splits, strict=True) if split == name)
+                for name in SPLITS
+            },
             "clusters": len(np.unique(clusters)),
             "near_duplicates": len(speeches) - len(sizes),
             "crisis": sum(speeches.crisis),
