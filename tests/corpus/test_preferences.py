@@ -74,6 +74,9 @@ def test_thoughts_are_no_part_of_a_response(tmp_path: Path) -> None:
     (pair,) = found.pairs
     assert (pair.chosen.candidate.text, pair.rejected.candidate.text) == ("Good.", " Bad.\n")
     assert found.dropped == {"empty": 1}
+    (row,) = read(tmp_path, {**thoughts, "chosen": [thoughts["chosen"]], "rejected": [" Bad.\n"]})
+    assert isinstance(row, BestOfK)
+    assert (row.chosen, row.rejected) == (("Good.",), (" Bad.\n",))
 
 
 def test_an_instruction_is_read_with_its_input(tmp_path: Path) -> None:

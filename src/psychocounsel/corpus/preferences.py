@@ -236,7 +236,7 @@ def _score(row: SourceRow, column: str) -> float | None:
 
 # --- Pairs of others, to train on and to evaluate with --------------------
 
-_READER = 9
+_READER = 10
 """Raised by hand whenever rows of others may be read differently than before."""
 
 
@@ -462,7 +462,8 @@ def _best_of_k(row: SourceRow, columns: ResponseColumns) -> BestOfK:
             f"has a column {other!r}, and rows before it {columns.chosen!r}", where=row.where, remedy=remedy
         )
     turns = _prompt(cell(row, columns.prompt), row.where)
-    chosen, rejected = (tuple(_answers(cell(row, side), row.where)) for side in (columns.chosen, columns.rejected))
+    sides = (columns.chosen, columns.rejected)
+    chosen, rejected = (tuple(map(_said, _answers(cell(row, side), row.where))) for side in sides)
     if not (turns and turns[-1][0] == "user" and chosen and rejected):
         remedy = "give a prompt that ends with the user, and at least one response on either side"
         raise InputError("is no best-of-k row", where=row.where, remedy=remedy)
