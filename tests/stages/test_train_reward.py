@@ -77,8 +77,11 @@ def test_mixed_speeches_that_are_test_speeches_leak(
     preferences = next(each for each in Store(store).artifacts("preferences") if each.name == "mini")
     tested = read_pairs(preferences, "test")[0].speech.text
     write_rows(tmp_path / "set.jsonl", [{"prompt": tested, "chosen": "A.", "rejected": "B."}])
-    mix = [{"preferences": str(tmp_path / "set.jsonl"), "count": 1}]
-    assert train(cli, miniature, store, mix=mix).code == 4
+    eggs = write_set(tmp_path / "eggs.jsonl", 9)
+    mix = [{"preferences": str(each), "count": 1} for each in (eggs, tmp_path / "set.jsonl")]
+    refused = train(cli, miniature, store, mix=mix)
+    refused.says(4, "1 of ", "were trained on", "preferences set.jsonl")
+    assert "eggs.jsonl" not in refused.err and preferences.ref not in refused.err
 
 
 @pytest.mark.parametrize(

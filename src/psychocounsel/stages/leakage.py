@@ -4,7 +4,7 @@ A name means what was made or run last. After the corpus is split anew, a model 
 own training speeches.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -71,12 +71,12 @@ def count_leakage(
     source: Artifact | None,
     models: Sequence[Artifact],
     is_allowed: bool,
-    also_trained_on: Collection[Speech] = (),
+    also_trained_on: Sequence[tuple[str, Sequence[Speech]]] = (),
 ) -> dict[str, int]:
     """Return `speeches` and `leaked` of an evaluation, for `metrics.json`.
 
     The corpus behind `source`, the artifact with these speeches if there is one, says what a near-duplicate is.
-    `also_trained_on` are training speeches that no ancestor of the models has.
+    `also_trained_on` are the names of sets of pairs, and training speeches of them that no ancestor of the models has.
 
     Raises:
         DataQualityError: a model was trained on some of the speeches, and that is not allowed.
@@ -87,11 +87,15 @@ def count_leakage(
     usual = SplitConfig().near_duplicate_similarity
     similarity = next((split["near_duplicate_similarity"] for split in splits if split), usual)
     distinct = list({speech.id: speech for speech in evaluated}.values())
-    leaked = leaked_speeches(distinct, [*training_speeches(store, models), *also_trained_on], similarity)
+    others = [speech for _, speeches in also_trained_on for speech in speeches]
+    leaked = leaked_speeches(distinct, [*training_speeches(store, models), *others], similarity)
     if leaked and not is_allowed:
+        trained_on = [(f"{each.kind} {each.ref}", training_speeches(store, [each])) for each in models]
+        named = [*trained_on, *also_trained_on]
+        holding = [name for name, speeches in named if leaked_speeches(leaked, speeches, similarity)]
         raise DataQualityError(
             f"{len(leaked)} of {len(distinct)} evaluated speeches, or near-duplicates of them, were trained on",
-            where=", ".join(f"{model.kind} {model.ref}" for model in models),
+            where=", ".join(dict.fromkeys(holding or [name for name, _ in named])),  # none: alike through a third one
             remedy="evaluate on the corpus version that the model was trained with (NAME@ID), or train it again; "
             "--allow-leakage measures anyway and says so in the result",
         )

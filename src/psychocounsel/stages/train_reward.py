@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,7 +135,9 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
     own = train if config.max_pairs is None else sample_by_hash(train, config.max_pairs, "mix", config.seed)
     mixed, sources = mix(config, store, writer, own, scale)
     trained = [store.open(each) for each in writer.spec.parents]
-    tested, new = ([pair.speech for pair in pairs] for pairs in (test, mixed))
+    rest = iter(mixed)
+    new = [(f"preferences {each['source']}", [pair.speech for pair in islice(rest, each["used"])]) for each in sources]
+    tested = [pair.speech for pair in test]
     leakage = count_leakage(store, tested, preferences, trained, config.allow_leakage, new)
     if leakage["leaked"]:
         writer.warnings.append(leakage_warning(leakage))
