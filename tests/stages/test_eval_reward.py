@@ -71,6 +71,20 @@ def test_pairs_of_a_file(cli: Cli, store: Path, tmp_path: Path) -> None:
     assert (found.slices["gap"], found.principles) == ((), {})
 
 
+def test_texts_longer_than_the_model_takes_are_counted(
+    cli: Cli, store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": f"How is {at}?", "chosen": "Well.", "rejected": "No."} for at in range(22)]
+    write_rows(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "prompt": "Why?", "chosen": "So and so. " * 600}])
+    ended = cli("eval-reward", "mini", "--on", tmp_path / "pairs.jsonl", "--store", store)
+    assert ended.code == 0, ended.err
+    said = "1 of 46 responses are with their prompts longer than the 1024 tokens"
+    artifact = newest(store, "reward-evaluations")
+    assert any(each.startswith(said) for each in artifact.warnings)
+    assert said in " ".join((ended.out + ended.err).split())
+    assert not [each for each in caplog.messages if "sequence length is longer" in each]
+
+
 def test_best_of_k_rows_from_a_config(cli: Cli, store: Path, outside_model: Path, tmp_path: Path) -> None:
     rows = [
         {"id": str(at), "prompt": f"{at} + 1?", "chosen": [str(at + 1)], "rejected": ["7", "8", "9"], "subset": "Math"}

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from psychocounsel.config.components import ChatFormat
 from psychocounsel.config.schema import EvalRewardConfig, LaunchConfig
 from psychocounsel.corpus.preferences import BestOfK, OutsidePairs, read_outside
 from psychocounsel.corpus.sources import source_name
@@ -23,7 +23,7 @@ from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter
 from psychocounsel.store.references import model_of, resolve_model, trained_chat
 from psychocounsel.store.schemas import FLOAT, TEXT, read_pairs, write_scores, write_table
 from psychocounsel.store.store import Store
-from psychocounsel.types import PreferencePair, RatingScale, Reward, content_id
+from psychocounsel.types import Policy, PreferencePair, RatingScale, Reward, content_id
 
 if TYPE_CHECKING:
     from psychocounsel.training.reward import Exchange
@@ -66,8 +66,15 @@ def eval_reward(config: EvalRewardConfig, store: Store) -> Artifact:
 def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cancel: CancelToken) -> None:
     model = model_of(store, writer.spec, MODEL, config.model, ("reward-models",))
     chat = config.chat or trained_chat(store, model)
-    jobs = Jobs(LaunchConfig(), writer, cancel)
-    score = partial(jobs.score, "scoring responses", model.policy(store), chat, batch_size=config.batch_size)
+    policy, jobs = model.policy(store), Jobs(LaunchConfig(), writer, cancel)
+
+    def score(exchanges: "list[Exchange]") -> list[tuple[Reward, int]]:
+        from psychocounsel.training.runtime import quiet_libraries  # imports torch
+
+        with quiet_libraries():  # transformers warns of the first text that is too long
+            _warn_of_long(writer, policy, chat, exchanges)
+            return jobs.score("scoring responses", policy, chat, exchanges, config.batch_size)
+
     source = next((store.open(parent) for parent in writer.spec.parents if parent.role == PAIRS), None)
     if source is not None:
         pairs, train, dropped = read_pairs(source, config.split), read_pairs(source, "train"), Counter[str]()
@@ -102,6 +109,21 @@ def _build(config: EvalRewardConfig, store: Store, writer: ArtifactWriter, cance
             "leakage": leakage,
         }
     )
+
+
+def _warn_of_long(writer: ArtifactWriter, policy: Policy, chat: ChatFormat, exchanges: "Sequence[Exchange]") -> None:
+    """Have the result say how many exchanges are longer than the model takes: all of a benchmark's rows count."""
+    from psychocounsel.training.tokenize import encode_exchange, load_tokenizer  # imports torch
+
+    tokenizer = load_tokenizer(policy)
+    most = tokenizer.model_max_length
+    encoded = (encode_exchange(tokenizer, *each[:2], chat, each.history) for each in exchanges)
+    long = sum(sum(map(len, each)) > most for each in encoded)
+    if long:
+        writer.warnings.append(
+            f"{long} of {len(exchanges)} responses are with their prompts longer than the {most} tokens that the "
+            "model takes: their rewards count, and may mean little."
+        )
 
 
 def _measure_best_of_k(
