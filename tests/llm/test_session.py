@@ -1,6 +1,7 @@
 """Clients of a session: they connect with the first request, and in a dry run they count."""
 
 import signal
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_dry_run_counts_what_the_journal_does_not_hold_and_leaves_no_trace(sto
         with open_session(store, []) as session:
             assert session.client(endpoint, "r").run(requests("one", "two"), RunPolicy()) == [reply, PLACEHOLDER]
         assert str(counted(store, endpoint, "one")).endswith(": nothing pending")
+
+
+def test_requests_that_earlier_steps_of_a_dry_run_counted_are_paid_once(store: Store) -> None:
+    def step(*texts: str) -> Callable[[list[PendingCalls]], None]:
+        def run(calls: list[PendingCalls]) -> None:
+            with open_session(store, calls) as session:
+                session.client(PRICED, "rating").run(requests(*texts), RunPolicy())
+
+        return run
+
+    (first,) = count_calls(step("one", "two"))
+    (second,) = count_calls(step("two", "three"), [first])
+    (third,) = count_calls(step("one", "three"), [first, second])
+    assert (first.calls, second.calls, third.calls) == (2, 1, 0)
 
 
 def test_what_cannot_be_counted_yet_says_why(store: Store) -> None:

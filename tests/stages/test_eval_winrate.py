@@ -13,6 +13,7 @@ import pytest
 from batch_server import BatchServer, ProviderScript
 from chat_server import ChatServer, Reply, Script, answer_by_schema
 
+from miniature import configs, write_yaml
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.schemas import (
     read_candidates,
@@ -439,6 +440,24 @@ class TestPlanning:
         assert planned.code == 0, planned.err
         assert re.search(r"to pay: comparing answers, judge at .*: 16 calls, up to 48 with retries", planned.out)
         assert not (tmp_path / "none").exists()
+
+    def test_a_dry_run_of_a_recipe_counts_what_two_steps_ask_once(
+        self, miniature: Miniature, cli: Cli, tmp_path: Path
+    ) -> None:
+        recipe = Path(shutil.copytree(miniature.recipe, tmp_path / "recipe"))
+        config = configs(recipe)["eval-winrate"]
+        judge = {"backend": "endpoint", "endpoint": {"model": "judge", "base_url": "https://judge.invalid/v1"}}
+        other = {"policy": {**config["policy"], "model": "mini-dpo"}}  # its answers do not exist yet, under one name
+        steps = {"one": {}, "again": {"confidence": 0.9}, "other": other, "once-more": {**other, "confidence": 0.9}}
+        for name, changes in steps.items():
+            write_yaml(recipe / f"{name}.yaml", {**config, **changes, "name": name, "judge": judge})
+        listed = [{"stage": "eval-winrate", "config": f"{name}.yaml"} for name in steps]
+        write_yaml(recipe / "recipe.yaml", {"description": "two judgements of the same", "steps": listed})
+        planned = cli("run", recipe, "--store", miniature.store, "--dry-run")
+        assert planned.code == 0, planned.err
+        paid = [line.split(": ")[2] for line in planned.out.splitlines() if line.startswith("to pay: ")]
+        assert [each.split(",")[0] for each in paid] == ["16 calls", "nothing pending", "16 calls", "nothing pending"]
+        assert "to pay in all: 32 calls" in planned.out
 
 
 def test_a_panel_votes_and_each_vote_is_kept(miniature: Miniature, cli: Cli, store: Path) -> None:

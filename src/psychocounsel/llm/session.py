@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property, reduce
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -37,6 +38,9 @@ from psychocounsel.types import ReplyStatus
 
 PLACEHOLDER = ChatReply(ReplyStatus.VALID, "", "dry run", 0, 0)
 """Stands for a reply in a dry run. It is recognised by being this object."""
+
+NUMBERS = count()
+"""Numbers of the texts that stand for others in a dry run: were two alike, their requests would be counted once."""
 
 SHORTEST_CACHED_PREFIX_TOKENS = 1024
 """A shorter beginning of a prompt is not cached by providers."""
@@ -137,6 +141,7 @@ class PendingCalls:
         estimate: what stands for speeches that are not here yet, in words; empty if they are.
         tokens: of prompts and completions; completions count at full length.
         most_tokens: an upper bound of them, whatever the model's vocabulary.
+        digests: of the requests; one that a later call or step asks again is not paid again.
     """
 
     endpoint: EndpointConfig
@@ -149,6 +154,7 @@ class PendingCalls:
     estimate: str = ""
     tokens: Tokens = field(default_factory=Tokens)
     most_tokens: Tokens = field(default_factory=Tokens)
+    digests: set[str] = field(default_factory=set[str], repr=False)
     _is_exact: bool = field(default=True, repr=False)
     _prefixes: Counter[str] = field(default_factory=Counter[str], repr=False)
 
@@ -172,8 +178,8 @@ class PendingCalls:
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that repeat an earlier beginning, long enough to be read from the provider's cache."""
-        prefixes = ((self._counter.text(prefix), count - 1) for prefix, count in self._prefixes.items())
-        return sum(tokens * count for tokens, count in prefixes if tokens >= SHORTEST_CACHED_PREFIX_TOKENS)
+        prefixes = ((self._counter.text(prefix), times - 1) for prefix, times in self._prefixes.items())
+        return sum(tokens * times for tokens, times in prefixes if tokens >= SHORTEST_CACHED_PREFIX_TOKENS)
 
     def __str__(self) -> str:
         """Return the calls, their tokens and their price in one line."""
@@ -244,7 +250,7 @@ def bill_of(pending: Sequence[PendingCalls]) -> str:
         "calls that cannot be counted yet": len(pending) - len(counted),
         "calls of unknown price": len(counted) - len(bills) if bills else 0,
     }
-    without = " and ".join(what for what, count in left_out.items() if count)
+    without = " and ".join(what for what, number in left_out.items() if number)
     price = str(reduce(Bill.plus, bills, Bill())) if bills else "price unknown"
     calls = f"{sum(each.calls or 0 for each in counted):,} calls"
     estimate = next((f", an estimate for {each.estimate}" for each in counted if each.estimate), "")
@@ -277,7 +283,9 @@ class CountingClient:
         pending.in_batches += len(submitted)
         pending.has_placeholders = pending.has_placeholders or self._session.has_placeholders
         pending.estimate = self._session.estimate
-        pending.add([request for digest, request in digests.items() if digest not in submitted])
+        known = submitted.union(*(digests.keys() & each.digests for each in self._session.calls or ()))
+        pending.add([request for digest, request in digests.items() if digest not in known])
+        pending.digests |= digests.keys()
         if policy.reader:
             return [PLACEHOLDER] * len(requests)
         replies = journal.replies_to(request.digest(self.fingerprint) for request in requests)
@@ -370,12 +378,17 @@ def open_session(store: Store, calls: list[PendingCalls] | None = None) -> Gener
         yield Session(store, cancel, calls, is_open=calls is None, _resources=resources)
 
 
-def count_calls(run: Callable[[list[PendingCalls]], object]) -> list[PendingCalls]:
-    """Return the pending calls of a stage: `run` runs it with the list that its session is to fill."""
-    calls: list[PendingCalls] = []
+def count_calls(
+    run: Callable[[list[PendingCalls]], object], earlier: Sequence[PendingCalls] = ()
+) -> list[PendingCalls]:
+    """Return the pending calls of a stage: `run` runs it with the list that its session is to fill.
+
+    Requests that `earlier` calls have counted are not counted again.
+    """
+    calls = list(earlier)
     try:
         run(calls)
     except _UncountableError as stopped:
-        for each in calls:
+        for each in calls[len(earlier) :]:
             each.hint = str(stopped) if each.calls is None else ""
-    return [each for each in calls if each.calls is not None or each.hint]
+    return [each for each in calls[len(earlier) :] if each.calls is not None or each.hint]

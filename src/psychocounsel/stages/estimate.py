@@ -7,7 +7,7 @@ from psychocounsel.corpus.build import corpus_specs, make_corpus
 from psychocounsel.corpus.topics import TopicAssigner
 from psychocounsel.errors import StoreError
 from psychocounsel.judging.judge import compare_in_both_orders
-from psychocounsel.llm.session import Session
+from psychocounsel.llm.session import NUMBERS, Session
 from psychocounsel.stages.online import OnlineDpo
 from psychocounsel.stages.probe import Probe
 from psychocounsel.stages.respond import placeholder
@@ -54,7 +54,7 @@ def make_placeholders(spec: ArtifactSpec, splits: Mapping[str, int], session: Se
     filler = _FILLER * (chars // len(_FILLER) + 1)
     names = [split for split, count in splits.items() for _ in range(count)]
     rows = [
-        SplitSpeech(Speech(f"({number}) {filler}"[:chars]), split, f"{number:016x}")
+        SplitSpeech(Speech(f"({next(NUMBERS):08}) {filler}"[:chars]), split, f"{number:016x}")
         for number, split in enumerate(names)
     ]
     session.estimate = f"{len(rows):,} speeches of {chars} characters, until `psychocounsel fetch` has the real ones"

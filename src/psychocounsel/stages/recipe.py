@@ -298,16 +298,19 @@ def dry_run(points: Sequence[SweepPoint], chosen: Sequence[bool], store: Store) 
                         previews.append(StepPreview(each.original, "one of all points", [], [], []))
                 elif each is planned[0] or not is_shared:
                     label = "" if is_shared else each.run.point.label
-                    previews.append(_preview(each.step, label, each.specs, each.run.store))
+                    earlier = [calls for preview in previews for calls in preview.calls]
+                    previews.append(_preview(each.step, label, each.specs, each.run.store, earlier))
                 each.pin(overlay)
     return previews
 
 
-def _preview(step: Step, label: str, specs: list[ArtifactSpec], overlay: Store) -> StepPreview:
+def _preview(
+    step: Step, label: str, specs: list[ArtifactSpec], overlay: Store, earlier: Sequence[PendingCalls]
+) -> StepPreview:
     calls: list[PendingCalls] = []
     if STAGES[step.stage].asks:
         run = _function(step.stage)
-        calls = count_calls(lambda calls: run(step.config, overlay, calls))
+        calls = count_calls(lambda calls: run(step.config, overlay, calls), earlier)
     if not _is_pending_training(step, specs, overlay):
         return StepPreview(step, label, specs, calls, [])
     require_suitable(step.config, overlay)

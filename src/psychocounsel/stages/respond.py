@@ -26,7 +26,7 @@ from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError,
 from psychocounsel.llm.endpoints import log_spending
 from psychocounsel.llm.runner import RunPolicy, pending_indices
 from psychocounsel.llm.serving import HOST, free_port, serving
-from psychocounsel.llm.session import PLACEHOLDER, ModelClient, Session
+from psychocounsel.llm.session import NUMBERS, PLACEHOLDER, ModelClient, Session
 from psychocounsel.llm.types import ChatReply, ChatRequest, Message, spoken, without_thoughts
 from psychocounsel.reporting.console import progress, step_progress
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec, ArtifactWriter, Parent
@@ -152,9 +152,9 @@ class Responder:
 
 
 def placeholder(session: Session, speech: Speech, author: str, draw: int, tokens: int) -> Candidate:
-    """Return what stands for an answer in a dry run: a text of its own for each author and draw, of so many tokens."""
+    """Return what stands for an answer in a dry run: a text of its own, of so many tokens."""
     session.has_placeholders = True
-    return Candidate(speech.id, author, f"({author} {draw}){' yes' * tokens}", draw=draw)
+    return Candidate(speech.id, author, f"({next(NUMBERS):08}){' yes' * tokens}", draw=draw)
 
 
 def write_answers(
