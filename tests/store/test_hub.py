@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hub_server import HubServer, Repository
 
@@ -18,13 +19,14 @@ from psychocounsel.store.store import Store
 from running import ENVIRONMENT, Ended
 
 
-def test_a_hub_stream_that_breaks_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", [ConnectionError, httpx2.ReadError])  # the latter is what the Hub's client raises
+def test_a_hub_stream_that_breaks_is_an_input_error(broken: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[tuple[Any, ...]] = []
 
     def load_dataset(*names: Any, **options: Any) -> Iterator[dict[str, Any]]:
         requested.append((*names, options))
         yield {"text": "one"}
-        raise ConnectionError("the connection was lost")
+        raise broken("the connection was lost")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     rows = hub_rows("owner/name@abc", "test", "small")

@@ -24,7 +24,7 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[
         InputError: the dataset, its revision or the network is missing, or the connection broke.
     """
     from datasets import load_dataset  # both are heavy, and only needed for sources on the Hub
-    from httpx import HTTPError
+    from httpx2 import HTTPError
 
     repository, _, revision = name.partition("@")
     folder = fetched_dataset(name)
