@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Barrier, Timer
+from threading import Timer
 
 import pytest
 from hypothesis import given, settings
@@ -101,23 +101,20 @@ def test_threads_take_turns(journal):
     assert len(journal.replies("shared")) == 30
 
 
-def test_several_runs_may_begin_the_same_journal_at_once(tmp_path):
-    at_once = Barrier(4)
-
-    def begin(path: Path) -> None:
-        at_once.wait()
-        with Journal(path):
-            pass
-
-    with ThreadPoolExecutor(4) as pool:
-        for number in range(100):
-            list(pool.map(begin, [tmp_path / f"{number}.sqlite"] * 4))
+def test_a_journal_that_another_run_begins_is_waited_for(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ends = Timer(0.1, other.execute, ["COMMIT"])
+        ends.start()
+        with Journal(path) as journal:
+            assert list(journal.rows()) == []
+        ends.join()
 
 
 RECORDER = """
 import sys
 from pathlib import Path
-from threading import Barrier
 from psychocounsel.types import ReplyStatus
 from psychocounsel.llm.types import ChatReply
 from psychocounsel.llm.journal import Entry, Journal
