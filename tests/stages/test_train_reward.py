@@ -84,6 +84,21 @@ def test_mixed_speeches_that_are_test_speeches_leak(
     assert "eggs.jsonl" not in refused.err and preferences.ref not in refused.err
 
 
+def test_a_benchmark_is_measured_on_and_not_trained_on(
+    miniature: Miniature, cli: Cli, store: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    write_set(folder / "test.jsonl", 9)
+    terms = ("--set", "licence=mit", "--set", "data_class=public")
+    ended = cli("import-preferences", folder, "--name", "bench", *terms, "--store", store)
+    assert "next: psychocounsel eval-reward MODEL --on preferences/bench" in ended.out
+    for stage, config in (("train-reward", "train-reward.yaml"), ("align", "align-dpo.yaml")):
+        command = (stage, miniature.recipe / config, "--set", "preferences=bench", "--store", store)
+        for more in ([], ["--dry-run"]):
+            cli(*command, *more).says(4, "bench@", "no training pairs")
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

@@ -342,6 +342,7 @@ def import_preferences(source: SourceArgument, name: ImportName = None, **option
     from psychocounsel.config.loading import config_of, load_config
     from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, stage_config
     from psychocounsel.config.schema import ImportPreferencesConfig
+    from psychocounsel.store.schemas import pairs_file
 
     overrides = [*([] if name is None else [f"name={json.dumps(name)}"]), *overrides_of(options)]
     place = Path(source)
@@ -356,7 +357,10 @@ def import_preferences(source: SourceArgument, name: ImportName = None, **option
         return
     following = next_step("import-preferences", path) if path is not None else None
     change: list[str] = [] if config.name == RELEASED else ["--set", f"preferences={config.name}"]
-    show_end(created[0], list(following or ["train-reward", RELEASED, *change]), opened)
+    command = ["train-reward", RELEASED, *change]
+    if pairs_file("train") not in created[0].manifest["files"]:  # a benchmark
+        command = ["eval-reward", "MODEL", "--on", f"preferences/{config.name}"]
+    show_end(created[0], list(following or command), opened)
 
 
 def _run_on_arguments(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psychocounsel.config.schema import AlignConfig, LoraConfig, OptimisationConfig, TinyLlamaShape, TrainRewardConfig
-from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError
+from psychocounsel.errors import ConfigError, DataQualityError, IncompleteError, PsychoCounselError
 from psychocounsel.reporting.tables import NONE, Table
 from psychocounsel.store.artifacts import Artifact
 from psychocounsel.store.references import POLICY_KINDS, ModelReference, resolve, resolve_model
@@ -68,7 +68,18 @@ def require_launchable(config: Config, policy: Policy) -> None:
 
 
 def require_suitable(config: Config, store: Store) -> None:
-    """Raise what training would say of the type and the tokenizer of a model from elsewhere."""
+    """Raise what training would say of the type and the tokenizer of a model from elsewhere.
+
+    And of a preference dataset without training pairs, as a benchmark is.
+    """
+    if config.preferences is not None:
+        found = resolve(store, config.preferences, "preferences")
+        if isinstance(found, Artifact) and pairs_file("train") not in found.manifest["files"]:
+            raise DataQualityError(
+                "has no training pairs",
+                where=f"preferences {found.ref}",
+                remedy="name another dataset; eval-reward measures a reward model on this one",
+            )
     model = resolve_model(store, _initial(config), POLICY_KINDS)
     if model.outside is not None:
         from psychocounsel.training.runtime import on_this_machine, trainable_config  # imports torch

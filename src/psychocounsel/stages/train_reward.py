@@ -171,15 +171,14 @@ def _build(config: TrainRewardConfig, store: Store, writer: ArtifactWriter, canc
 
 def _pairs_by_split(preferences: Artifact) -> list[list[PreferencePair]]:
     """Return the pairs of train, dev and test; dev may have none."""
-    found = [read_pairs(preferences, split) for split in SPLITS]
-    for split, pairs in zip(SPLITS, found, strict=True):
-        if not pairs and split != "dev":
-            raise DataQualityError(
-                f"the split {split} has no pairs",
-                where=f"preferences {preferences.ref}",
-                remedy="add speeches or raise corpus.split.test_share, and build the preferences again",
-            )
-    return found
+    *found, test = (read_pairs(preferences, split) for split in SPLITS)
+    if not test:
+        raise DataQualityError(
+            "the split test has no pairs",
+            where=f"preferences {preferences.ref}",
+            remedy="add speeches or raise corpus.split.test_share, and build the preferences again",
+        )
+    return [*found, test]
 
 
 def _require_ratings(config: TrainRewardConfig, preferences: Artifact, scale: RatingScale) -> None:
