@@ -5,9 +5,9 @@ Prediction-powered inference with a tuned weight of the judge (PPI++: Angelopoul
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from psychocounsel.errors import DataQualityError
 from psychocounsel.evaluation.agreement import pearson
 from psychocounsel.evaluation.statistics import FloatArray, clustered_rate, student_t
+from psychocounsel.store.shapes import Anchored
 from psychocounsel.types import Coefficient, Rate
 
 FEWEST_LABELS = 30
@@ -39,38 +40,6 @@ class Units(NamedTuple):
     judged: FloatArray
     unlabelled: FloatArray
     has_verdict: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Anchored:
-    """A win rate by the judge, by humans, and by both.
-
-    Attributes:
-        labelled: speeches with a label, n.
-        unlabelled: speeches that the judge alone compared, N.
-        human_only: the win rate by the labels alone.
-        anchored: the judge's win rate corrected by the labels.
-        headline: which of the two to believe.
-        bias: judge minus humans, over the labelled speeches with a verdict; None for fewer than two.
-        rho: correlation of judge and humans, over the same; None where one does not vary.
-        weight: lambda, how much of the judge is used.
-        labels_worth: how many labels without the judge are worth one label with it; None where that is not known.
-    """
-
-    labelled: int
-    unlabelled: int
-    human_only: Rate
-    anchored: Rate
-    headline: Literal["anchored", "human_only"]
-    bias: Coefficient | None
-    rho: float | None
-    weight: float
-    labels_worth: float | None
-
-    @property
-    def rate(self) -> Rate:
-        """The win rate to believe."""
-        return self.anchored if self.headline == "anchored" else self.human_only
 
 
 def units_of(judged: Mapping[Draw, float | None], labels: Mapping[Draw, Sequence[float]]) -> Units:

@@ -71,21 +71,13 @@ def _build(store: Store, writer: ArtifactWriter) -> None:
     kappa = coefficient(lambda kept: weighted_kappa(pairs[list(kept)]), judged, [units.speeches[at] for at in judged])
     writer.write_metrics(
         {
+            **found.model_dump(by_alias=True),
             "judge": comparisons.manifest["notes"]["judge"],
-            "labelled": found.labelled,
-            "unlabelled": found.unlabelled,
             "skipped": given.skipped,
             "unanswered": comparisons.metrics.get("missing", judge_only.missing) - judge_only.missing,
             "judge_only": judge_only,
-            "human_only": found.human_only,
-            "anchored": found.anchored,
-            "headline": found.headline,
             "judge_holds": judge_only.low <= found.rate.estimate <= judge_only.high,
-            "bias": found.bias,
-            "rho": found.rho,
             "kappa": kappa,
-            "lambda": found.weight,
-            "labels_worth": found.labels_worth,
             "raters": dict(sorted(raters.items())),
             "agreement": given.agreement[OVERALL],
         }

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
-
-from psychocounsel.store.shapes import Counts, Shape, Spend
+from psychocounsel.store.shapes import Anchored, Counts, Shape, Spend
 from psychocounsel.types import Coefficient, Rate, Rating
 
 # --- Labels by experts --------------------
@@ -83,38 +81,22 @@ class AnnotationMetrics(Shape):
 # --- Win rates that labels correct --------------------
 
 
-class AnchorMetrics(Shape):
-    """Of `anchors`: the policy's win rate by the judge alone, by the labels alone, and by the judge as they correct it.
+class AnchorMetrics(Anchored):
+    """Of `anchors`: the policy's win rate by the judge alone as well, and what it rests on.
 
-    `headline` says which of the last two to believe. `labelled` and `unlabelled` count speeches, `skipped` draws of
-    speeches that every rater who saw them left out, `unanswered` draws that a side gave no answer to. `bias` is judge
-    minus humans, `rho` and `kappa` the correlation and agreement of the two, `lambda` how much of the judge is used,
-    and `labels_worth` how many labels without the judge are worth one with it. `raters` has the labels of each,
-    `agreement` how far raters agree. `judge_holds` says whether the judge's interval holds the rate to believe.
+    `skipped` counts draws of speeches that every rater who saw them left out, `unanswered` draws that a side gave no
+    answer to. `kappa` is the agreement of judge and humans. `raters` has the labels of each, `agreement` how far raters
+    agree. `judge_holds` says whether the judge's interval holds the rate to believe.
     """
 
     judge: str
-    labelled: int
-    unlabelled: int
     skipped: int
     unanswered: int = 0
     judge_only: Rate
-    human_only: Rate
-    anchored: Rate
-    headline: Literal["anchored", "human_only"]
     judge_holds: bool
-    bias: Coefficient | None
-    rho: float | None
     kappa: Coefficient | None
-    weight: float = Field(alias="lambda")
-    labels_worth: float | None
     raters: Mapping[str, int]
     agreement: InterRater
-
-    @property
-    def rate(self) -> Rate:
-        """The win rate to believe."""
-        return self.anchored if self.headline == "anchored" else self.human_only
 
 
 # --- Judges that ratings measure --------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -290,6 +291,39 @@ class LengthControlled:
     sigma: float | None
     shorter: float
     longer: float
+
+
+class Anchored(Shape):
+    """A policy's win rate by humans alone, and by a judge as their labels correct it.
+
+    Attributes:
+        labelled: speeches with a label, n.
+        unlabelled: speeches that the judge alone compared, N.
+        human_only: the win rate by the labels alone.
+        anchored: the judge's win rate corrected by the labels.
+        headline: which of the two to believe.
+        bias: judge minus humans, over the labelled speeches with a verdict; None for fewer than two.
+        rho: correlation of judge and humans, over the same; None where one does not vary.
+        weight: lambda, how much of the judge is used.
+        labels_worth: how many labels without the judge are worth one label with it; None where that is not known.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    labelled: int
+    unlabelled: int
+    human_only: Rate
+    anchored: Rate
+    headline: Literal["anchored", "human_only"]
+    bias: Coefficient | None
+    rho: float | None
+    weight: float = Field(alias="lambda")
+    labels_worth: float | None
+
+    @property
+    def rate(self) -> Rate:
+        """The win rate to believe."""
+        return self.anchored if self.headline == "anchored" else self.human_only
 
 
 # --- Ratings, and ratings of the same again --------------------
