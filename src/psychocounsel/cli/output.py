@@ -221,9 +221,8 @@ def show_end(artifact: Artifact, command: Sequence[str], store: Store) -> None:
     if artifact.kind == "reports":
         console.result(f"report: {artifact.file(REPORT_FILE).resolve()}")
         return
-    named = Path(
-        command[1]
-    )  # a recipe or its config, in whose folder the command looks for the store; else a reference
+    # A recipe or its config, in whose folder the command looks for the store; else a reference.
+    named = Path(command[1])
     own = open_store(recipe=named.parent if named.suffix == ".yaml" else named).root
     words = shlex.join([*command, *([] if store.root == own else ["--store", str(store.root)])])
     console.result(f"{artifact.kind} {artifact.ref} is ready; next: psychocounsel {words}")

@@ -75,7 +75,7 @@ class SftConfig(Settings):
 
 
 class StageConfig(Settings):
-    """What the configs of all stages but the report begin with."""
+    """What the configs of stages begin with in which something is sampled or shuffled."""
 
     name: Name
     seed: Seed = 0

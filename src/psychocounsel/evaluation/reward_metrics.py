@@ -94,8 +94,8 @@ def calibration_slope(margins: FloatArray, speech_ids: Sequence[str]) -> Spread 
     chance = sigmoid(low * margins)
     by_speech = np.bincount(np.unique(np.array(speech_ids), return_inverse=True)[1], weights=gradients(low))
     speeches = len(by_speech)
-    variance = (by_speech**2).sum() / (margins**2 * chance * (1 - chance)).sum() ** 2 * speeches / max(1, speeches - 1)
-    reach = student_t(max(1, speeches - 1)) * float(variance) ** 0.5
+    variance = (by_speech**2).sum() / (margins**2 * chance * (1 - chance)).sum() ** 2 * speeches / (speeches - 1)
+    reach = student_t(speeches - 1) * float(variance) ** 0.5
     return Spread(sign * low, sign * low - reach, sign * low + reach, speeches)
 
 

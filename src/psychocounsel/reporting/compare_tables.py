@@ -28,9 +28,8 @@ from psychocounsel.types import Rate, Spread
 
 _ANSWERS = ("policy answers", "reference answers")
 _PARENT = "parent "
-_MADE = re.compile(
-    r"last round|previous policy|pairs|initial probe|probe \d+|reference"
-)  # parents that a run made itself
+_MADE = re.compile(r"last round|previous policy|pairs|initial probe|probe \d+|reference")
+"""Roles of parents that a run made itself."""
 _OUTCOMES = {"weights_of_round", "stop"}
 
 
@@ -54,18 +53,6 @@ class _Compared:
         found = {at: POINTS[both.outcome()] for at, both in self._verdicts.items()}
         return {at: each for at, each in found.items() if each is not None}
 
-    @property
-    def lengths(self) -> list[LengthComparison]:
-        """What length control needs to know."""
-        answers = [each for side in self.answers for each in read_candidates(side)]
-        return length_comparisons(self._verdicts.values(), answers)
-
-    @cached_property
-    def crisis_by_speech(self) -> dict[str, list[float]]:
-        """The same of the speeches about crisis."""
-        speeches = [row.speech for row in read_speeches(self._store.open(self.artifact.parent("speeches")))]
-        return {each.id: self.by_speech[each.id] for each in speeches if each.crisis and each.id in self.by_speech}
-
     @cached_property
     def by_answers(self) -> dict[tuple[str, str, str], float]:
         """The same by speech and the ids of both answers."""
@@ -73,16 +60,28 @@ class _Compared:
         return {(at[0], each.first_id, each.second_id): self.points[at] for at, each in shown.items()}
 
     @cached_property
-    def _verdicts(self) -> dict[tuple[str, int], BothOrders]:
-        return in_both_orders(read_comparisons(self.artifact))
-
-    @cached_property
     def by_speech(self) -> dict[str, list[float]]:
-        """The same by speech."""
+        """The same by speech alone."""
         grouped: dict[str, list[float]] = {}
         for (speech, _), each in self.points.items():
             grouped.setdefault(speech, []).append(each)
         return grouped
+
+    @cached_property
+    def crisis_by_speech(self) -> dict[str, list[float]]:
+        """The same of the speeches about crisis."""
+        speeches = [row.speech for row in read_speeches(self._store.open(self.artifact.parent("speeches")))]
+        return {each.id: self.by_speech[each.id] for each in speeches if each.crisis and each.id in self.by_speech}
+
+    @property
+    def lengths(self) -> list[LengthComparison]:
+        """What length control needs to know."""
+        answers = [each for side in self.answers for each in read_candidates(side)]
+        return length_comparisons(self._verdicts.values(), answers)
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, int], BothOrders]:
+        return in_both_orders(read_comparisons(self.artifact))
 
 
 def _player(answers: Artifact) -> str:

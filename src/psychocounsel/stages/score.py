@@ -29,7 +29,7 @@ from psychocounsel.llm.cancel import cancelled_by_signals
 from psychocounsel.reporting.console import step_progress
 from psychocounsel.store.files import FULL_DISK, digest_of, partial_path, put_in_place, write_faults
 from psychocounsel.store.references import resolve_model, trained_chat
-from psychocounsel.store.store import Store, hold_lock
+from psychocounsel.store.store import LOCKS, Store, hold_lock
 from psychocounsel.types import Policy, Reward, Turn
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def score_file(job: ScoreJob, store: Store) -> int:
     """
     if job.target.suffix.lower() not in ENDINGS:
         raise ConfigError("the ending is not known", where=str(job.target), remedy=f"give {', '.join(ENDINGS)}")
-    lock = store.root / ".locks" / f"score-{digest_of(str(job.target.resolve()))[:16]}.lock"
+    lock = store.root / LOCKS / f"score-{digest_of(str(job.target.resolve()))[:16]}.lock"
     with hold_lock(lock, str(job.target)), cancelled_by_signals() as cancel, write_faults(job.target, FULL_DISK):
         model = resolve_model(store, job.model, ("reward-models",))
         policy, chat = model.policy(store), trained_chat(store, model)

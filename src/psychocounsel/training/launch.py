@@ -316,10 +316,7 @@ class Started:
 
 
 def _python(folder: Path, *words: object) -> list[str]:
-    return [sys.executable, "-m", __name__ if __name__ != "__main__" else _MODULE, str(folder), *map(str, words)]
-
-
-_MODULE = "psychocounsel.training.launch"
+    return [sys.executable, "-m", "psychocounsel.training.launch", str(folder), *map(str, words)]
 
 
 def watch(

@@ -288,7 +288,7 @@ class LengthGroupedTrainer(CheckedTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the micro-batches of this process. accelerate would pad an epoch's end with rows of its beginning."""
         settings = self.args
-        processes = max(1, settings.world_size)
+        processes = settings.world_size
         self.sampler = LengthGroupedSampler(
             self.row_lengths,
             settings.train_batch_size * processes * settings.gradient_accumulation_steps,
