@@ -14,6 +14,7 @@ from psychocounsel.cli.project import init
 from psychocounsel.config.components import JudgeConfig, recipes_folder
 from psychocounsel.config.loading import read_config_file
 from psychocounsel.config.recipe import RECIPE_FILE, bundled_recipes, load_recipe
+from psychocounsel.config.schema import AlignConfig, BuildPreferencesConfig, EvalWinrateConfig
 from psychocounsel.errors import IncompleteError
 from psychocounsel.judging.rubric import load_rubric
 from running import Cli, Warm
@@ -88,6 +89,21 @@ def test_a_judge_without_a_rubric_is_told_where_the_project_has_one(
     planned = cli(*dry_run)
     assert "rubric: seven-principles (7 principles)" in planned.out
     assert "names no rubric" in planned.err
+
+
+@pytest.mark.parametrize("recipe", ["starter", "motivational-interviewing"])
+def test_one_file_names_the_judge_of_a_whole_project(
+    recipe: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "mine", "--from", recipe).code == 0
+    judge = tmp_path / "mine" / "judge.yaml"
+    words = judge.read_text(encoding="utf-8")
+    judge.write_text(words.replace("backend: offline", "backend: endpoint\nendpoint: {model: m}"), encoding="utf-8")
+    configs = [step.config for step in load_recipe(Path("mine"))]
+    judged = [each.judge.backend for each in configs if isinstance(each, BuildPreferencesConfig | EvalWinrateConfig)]
+    probes = [each.online.probe for each in configs if isinstance(each, AlignConfig) and each.online]
+    assert {*judged, *(probe.judge.backend for probe in probes if probe and probe.judge)} == {"endpoint"}
 
 
 @pytest.mark.slow

@@ -199,6 +199,8 @@ def test_set_reaches_nested_keys_and_items_of_lists(tmp_path: Path) -> None:
         ("epochs=two", "--set epochs: epochs: Input should be a valid integer (got 'two')"),
         ("epochs='3'", "write it without quotes"),
         ("optimisation.learning_rate=zero", "(got 'zero'); write a number"),
+        ("optimisation.learning_rate=0,1", "(got '0,1'); write a number, such as 3 or 0.5"),
+        ("optimisation.learning_rate=30%", "(got '30%'); write a number"),
         ("name.first=x", "--set name.first: there is no such key"),
         ("name.0=x", "--set name.0: there is no such key"),
         ("optimisation.0=x", "--set optimisation.0"),

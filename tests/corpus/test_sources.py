@@ -70,7 +70,10 @@ def test_csv_of_other_programs_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_csv_file_may_be_separated_otherwise(tmp_path: Path, content: str) -> None:
-    assert rows_of(write(tmp_path, "a.csv", content)) == [("a.csv line 2", {"id": "1", "said, at last": "one, two"})]
+    values = {"id": "1", "said, at last": "one, two"}
+    assert rows_of(write(tmp_path, "a.csv", content)) == [("a.csv line 2", values)]
+    separator = next(each for each in content if each in ";\t,")
+    assert rows_of(write(tmp_path, "b.csv", f"sep={separator}\r\n{content}")) == [("b.csv line 3", values)]
 
 
 def test_a_bad_line_drops_its_whole_record_and_moves_no_line_number(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_a_missing_column_is_told_at_the_header(tmp_path: Path, header: str, rem
         ("text,text\none,x\n", "a.csv line 1: two columns are called 'text'"),
         ('text\none\n"two\nthree\n', "a.csv line 3: cannot be read as CSV: unexpected end of data"),
         ('text\n"one" more\n', "a.csv line 2: cannot be read as CSV"),
-        ("text\none\rtwo\n", "a.csv line 2: cannot be read as CSV"),
+        ("text\none\rtwo\n", "a.csv line 2: holds a carriage return where no line ends; save the file as CSV UTF-8"),
         (b"text\none\n\xff\xfe\n", "a.csv line 3: is not UTF-8 text"),
         (b"text\none\ntw\x00o\n", "a.csv line 3: holds a NUL byte"),
         ("text\none\n".encode("utf-16"), "a.csv line 1: is UTF-16 text"),

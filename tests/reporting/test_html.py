@@ -149,7 +149,7 @@ def test_a_judge_that_compares_answers_of_its_own_family_is_named_first() -> Non
 def test_a_policy_that_no_longer_ends_its_answers_is_named_before_its_win_rate() -> None:
     qualities = {"policy_text_quality": text_quality(0.46), "reference_text_quality": text_quality(0.06)}
     text = with_changed("comparisons", **qualities)
-    warning = "decayed. unfinished (cut by the token limit): 46.0 %, of the reference 6.0 %"
+    warning = "decayed: unfinished (cut by the token limit): 46.0 %, of the reference 6.0 %"
     assert text.index(warning) < text.index("Main figures")
     last = {**probe_metrics(3), "text_quality": text_quality(0.46)}
     rounds = [{"probe": last, "pairs": 9, "trained_on": 9, "logps_chosen": -1.0, "logps_rejected": -1.0}]

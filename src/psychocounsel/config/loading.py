@@ -290,7 +290,7 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             if not isinstance(given, (dict, list)):
                 message += f" (got {given!r})"
             if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
-                number = "write it without quotes" if any(map(str.isdigit, given)) else "write a number"
+                number = "write it without quotes" if _FLOAT.fullmatch(given) else "write a number, such as 3 or 0.5"
                 message += (
                     f"; {'write it without quotes, a boolean as true or false' if kind == 'bool_type' else number}"
                 )

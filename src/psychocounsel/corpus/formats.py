@@ -157,8 +157,11 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
         try:
             fields = next(reader, None)
         except csv.Error as fault:
-            remedy = "correct the row that begins there, set on_bad_row: drop, or quotes: false if they are text"
-            faults.append(bad_row(f"cannot be read as CSV: {fault}", where, remedy))
+            message, remedy = f"cannot be read as CSV: {fault}", "correct the row that begins there"
+            if "new-line" in str(fault):
+                message, remedy = "holds a carriage return where no line ends", "save the file as CSV UTF-8"
+            remedy += ", set on_bad_row: drop, or quotes: false if they are text"
+            faults.append(bad_row(message, where, remedy))
             fields = None
         if faults and not names:
             raise faults[0].error
@@ -167,6 +170,8 @@ def _csv_rows(path: Path, name: str, delimiter: str = ",", *, quotes: bool = Tru
             faults.clear()
         elif fields is None:
             break
+        elif not names and fields == ["sep=", ""]:  # what Excel reads of a separator
+            continue
         elif not names:
             names, header = fields, f"{path} {line}"
             _require_distinct(names, where)

@@ -39,7 +39,7 @@ def keep_restricted_text_here(endpoints: Iterable[EndpointConfig | None], data_c
         raise ConfigError(
             f"restricted client text must not be sent to {remote[0]}",
             where=restricted[0],
-            remedy="de-identify it and set data_class: deidentified, or use the offline judge",
+            remedy="de-identify it and set data_class: deidentified, or use a model on this machine",
         )
 
 

@@ -530,7 +530,7 @@ def _policy_view(metrics: m.PolicyMetrics) -> _View:
             f"is {with_interval(probe.win_rate)}."
         )
     if signs := signs_of_degeneration(probe.text_quality, initial.text_quality, "the initial policy"):
-        found.append(f"The answers of the best round have decayed. {'; '.join(signs)}.")
+        found.append(f"The answers of the best round have decayed: {'; '.join(signs)}.")
     return _View(f"{len(rounds)} rounds, best {best}: {_probe_figure(probe)}", parts, found)
 
 

@@ -83,7 +83,7 @@ def comparison_warnings(metrics: m.ComparisonMetrics, artifact: Artifact) -> lis
         found.append(f"There is {without}. Whether the judge goes by more than length cannot be told.")
     ours, theirs = metrics.policy_text_quality, metrics.reference_text_quality
     if signs := signs_of_degeneration(ours, theirs):
-        found.append(f"The policy's answers have decayed. {'; '.join(signs)}. A win rate does not show that.")
+        found.append(f"The policy's answers have decayed: {'; '.join(signs)}. A win rate does not show that.")
     if signs := signs_of_degeneration(theirs, ours, "the policy", BROKEN):
         found.append(f"The reference's answers are broken. {'; '.join(signs)}. A win over them says little.")
     return found

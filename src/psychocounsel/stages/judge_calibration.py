@@ -105,7 +105,7 @@ def _build(config: CalibrateJudgeConfig, store: Store, writer: ArtifactWriter) -
     items = [each for each in rated if each.human]
     if len(items) < FEWEST_ITEMS:
         raise DataQualityError(
-            f"only {len(items)} responses are rated by both",
+            f"only {len(items)} responses are rated by both, fewer than {FEWEST_ITEMS}",
             remedy="check that both use the same items and principles, or rate more",
         )
     if itself := raters["human"].keys() & raters["judge"].keys():
