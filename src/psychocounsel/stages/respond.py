@@ -43,6 +43,8 @@ _OF_POLICY = (ReplyStatus.VALID, ReplyStatus.CUT, ReplyStatus.EMPTY)
 
 SpeechIds: TypeAlias = Mapping[str, str]
 """The ids of speeches by the keys that their source gives them."""
+_READER = 2
+"""Raised by hand whenever a file of answers may be read differently than before."""
 _NAMING_A_SPEECH = (
     "each with its speech as cleaning and de-identification left it (in speeches.parquet), or with a column key in "
     "place of speech, where the corpus names a column with keys"
@@ -78,7 +80,8 @@ class Responder:
         elif config.file is not None:
             # Neither sampling nor a chat format changes what is in a file.
             terms = {"licence": config.licence, "data_class": config.data_class}
-            self.fingerprint = {"author": config.author, "file": source_fingerprint(config.file, "train"), **terms}
+            file = {**source_fingerprint(config.file, "train"), "reader": _READER}
+            self.fingerprint = {"author": config.author, "file": file, **terms}
         else:
             self._model = resolve_model(session.store, config.model or "", POLICY_KINDS)
             self.parents = self._model.parents(role)
