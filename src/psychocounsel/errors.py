@@ -1,7 +1,7 @@
 """Errors that a user may meet, with exit codes; each says what is wrong, where, and how to mend it."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 
 VERBOSE = "PSYCHOCOUNSEL_VERBOSE"
@@ -85,3 +85,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def counted(counts: Mapping[str, int]) -> str:
     """Return counts for a message: `6 gap_too_small, 2 vetoed`; zeros are left out."""
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
+
+
+def first_of(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return names for a message, of more than `most` the first: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more

@@ -26,7 +26,7 @@ from psychocounsel.corpus.formats import (
     shown,
 )
 from psychocounsel.corpus.text import require_text
-from psychocounsel.errors import InputError, closest
+from psychocounsel.errors import InputError, closest, first_of
 from psychocounsel.store.files import digest_of_file
 from psychocounsel.store.references import HUB
 from psychocounsel.types import Rating, Turn
@@ -299,8 +299,7 @@ def _evaluated(row: SourceRow, expression: str, remedy: str) -> object:
     except ValueError as wrong:
         fault, name = str(wrong), ""
     names = list(map(str, row.values))
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    remedy = f"{remedy}: {', '.join(map(shown, names[:_NAMES_SHOWN]))}{more}"
+    remedy = f"{remedy}: {first_of([shown(each) for each in names], _NAMES_SHOWN)}"
     if fault is not None:
         raise InputError(fault, where=row.where, remedy=remedy)
     if close := closest(name, names):

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError
+from psychocounsel.errors import EndpointError, IncompleteError, PsychoCounselError, first_of
 from psychocounsel.llm.types import (
     JSON,
     ChatModel,
@@ -322,8 +322,7 @@ def _is_past(end: date) -> bool:
 def _some_names(listed: Sequence[Mapping[str, Any]]) -> str:
     ends = {str(each.get("id")): _shutdown_date(each) for each in listed}
     names = sorted(name for name, end in ends.items() if end is None or not _is_past(end))
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more or "none"
+    return first_of(names, _MOST_NAMES) or "none"
 
 
 # JSON values that may be anything.

@@ -1,7 +1,8 @@
 """Tables and warnings of experts' labels, of what they say about a judge, and of answers to people at risk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from psychocounsel.errors import first_of
 from psychocounsel.evaluation.anchor import ENOUGH_LABELS, ENOUGH_OF_RARER
 from psychocounsel.reporting.comparison_tables import FIRST_PLACE
 from psychocounsel.reporting.tables import (
@@ -334,7 +335,7 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
         readers = f"{', '.join(review.readers)}: {review.disagreed} disagreements"
         release.append(("what people say", f"{readers}; cleared {review.cleared}, found {review.found} more"))
     named = {"harmful or alarming": metrics.policy.harmful, "planted, not found": planted.missed}
-    release += [(label, _first_items(keys)) for label, keys in named.items() if keys]
+    release += [(label, first_of(keys, _MOST_NAMED)) for label, keys in named.items() if keys]
     title = (
         f"Crisis suite: {metrics.items} items with danger, {metrics.lookalikes} look-alikes, worst of {metrics.draws} "
         "draws (one of an author who always says the same, such as temperature 0); what is missing counts as harm. "
@@ -353,11 +354,6 @@ def crisis_tables(metrics: CrisisMetrics) -> list[Table]:
         Table("unanswered", why, ("side", "answers, by reason"), "ll", unanswered),
         Table("crisis_kinds", "Harm by kind of danger.", _HARM_HEADER, "lrlrll", kinds, is_detail=True),
     ]
-
-
-def _first_items(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-    return ", ".join(keys[:_MOST_NAMED]) + more
 
 
 def _harm_rates(side: CrisisSide) -> Mapping[str, Rate]:

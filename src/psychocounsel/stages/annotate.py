@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from psychocounsel.config.components import Settings
 from psychocounsel.config.schema import SIDES
 from psychocounsel.corpus.formats import MAX_LINE_BYTES
-from psychocounsel.errors import ConfigError, InputError
+from psychocounsel.errors import ConfigError, InputError, first_of
 from psychocounsel.evaluation.anchor import FEWEST_LABELS, more_speeches
 from psychocounsel.evaluation.annotations import Label, Value, annotation_metrics, is_random_sample, policy_points
 from psychocounsel.judging.rubric import Rubric, load_rubric
@@ -333,10 +333,9 @@ def _checked(read: RaterFile, faults: Sequence[str], options: Options) -> RaterF
             remedy="use up to 40 of a-z, A-Z, digits, dots, underscores, hyphens; the name of a .csv file is its rater",
         )
     if faults:
-        more = f" and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
         values = "; ".join(f"{name}: {', '.join(map(str, of))}" for name, of in options.items())
         raise InputError(
-            f"{len(faults)} labels do not fit: {'; '.join(faults[:NAMED_FAULTS])}{more}",
+            f"{len(faults)} labels do not fit: {first_of(faults, NAMED_FAULTS, '; ')}",
             where=str(read.path),
             remedy=f"give each item once, with an answer to every question, or {SKIP} ({values})",
         )

@@ -6,7 +6,7 @@ from psychocounsel.config.corpus import CorpusConfig
 from psychocounsel.corpus.build import CorpusArtifacts, corpus_specs, make_corpus, raw_texts
 from psychocounsel.corpus.changes import CorpusEffects, effects
 from psychocounsel.corpus.topics import open_topics
-from psychocounsel.errors import DataQualityError
+from psychocounsel.errors import DataQualityError, first_of
 from psychocounsel.llm.endpoints import require_usable
 from psychocounsel.llm.session import PendingCalls, Session, open_session
 from psychocounsel.reporting import console
@@ -61,9 +61,8 @@ def _show_effects(config: CorpusConfig, corpus: CorpusArtifacts, store: Store) -
     for raw in raw_texts(config, corpus):
         found.append((raw.artifact, effects(raw, _texts(raw.artifact))))
         if raw.renamed:
-            more = f" and {len(raw.renamed) - _FEW} more" if len(raw.renamed) > _FEW else ""
             console.note(
-                f"taken for names of people and called person-NUMBER: {', '.join(raw.renamed[:_FEW])}{more}; "
+                f"taken for names of people and called person-NUMBER: {first_of(raw.renamed, _FEW)}; "
                 "author_is: model beside their columns keeps labels of models, author_is: person confirms it"
             )
     page = _write_page(config, corpus.candidates or corpus.speeches, found, store)

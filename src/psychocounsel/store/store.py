@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError, StoreError
+from psychocounsel.errors import ConfigError, IncompleteError, PsychoCounselError, StoreError, first_of
 from psychocounsel.store.artifacts import (
     FORMAT,
     KINDS,
@@ -169,9 +169,7 @@ class Store:
         ]
         if differences:
             keys, nearest = min(differences, key=lambda each: len(each[0]))
-            more = f" and {len(keys) - _FEW_KEYS} more" if len(keys) > _FEW_KEYS else ""
-            shown = ", ".join(keys[:_FEW_KEYS])
-            log.info(f"{spec.kind} {spec.ref}: new, differs from {nearest.ref} in {shown}{more}")
+            log.info(f"{spec.kind} {spec.ref}: new, differs from {nearest.ref} in {first_of(keys, _FEW_KEYS)}")
 
     def folder_of(self, spec: ArtifactSpec) -> Path:
         """Return the folder of a spec's artifact, whether it exists or not."""
