@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -13,7 +12,7 @@ import typer
 
 from psychocounsel.errors import ConfigError
 from psychocounsel.reporting import console
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.artifacts import ROUND, Artifact
 from psychocounsel.store.store import STORE_VARIABLE, Store, open_store
 
 if TYPE_CHECKING:
@@ -102,10 +101,6 @@ def with_options(command: _Command) -> _Command:
         typed: Any = command
         typed.__signature__ = signature.replace(parameters=[*own, *shared])
     return command
-
-
-ROUND = re.compile(r"-round-[0-9]+$")
-"""How the names of an online round's artifacts end."""
 
 
 def overrides_of(options: StageOptions, **flags: bool) -> list[str]:

@@ -14,7 +14,7 @@ from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.reporting.artifact_tables import most_first, probe_tables, tables
 from psychocounsel.reporting.licences import OTHER, combine, conditions_of, strictest_first
 from psychocounsel.reporting.tables import Table, as_markdown, escaped
-from psychocounsel.store.artifacts import Artifact, ArtifactWriter
+from psychocounsel.store.artifacts import ROUND, Artifact, ArtifactWriter
 from psychocounsel.store.metrics import (
     JudgementMetrics,
     PolicyMetrics,
@@ -37,7 +37,6 @@ REWARD_MODEL = "reward model"
 _WEIGHTS = "weights with SHA-256"
 _BASE_ROLES = ("base model", "initial policy")
 _BEHIND_A_MODEL = ("base-models", "policies", "reward-models", "preferences", "judgements", "candidates", "speeches")
-_ROUND = re.compile(r"-round-\d+$")
 _HUB_DATA = re.compile(r"\b(path|source)(\.\d+)?\.hub$")
 """Where settings name a source of rows on the Hub, and not a model."""
 PEOPLE = "people"
@@ -60,9 +59,7 @@ def model_card(store: Store, writer: ArtifactWriter, what: str, warnings: Iterab
     Raises StoreError if an ancestor is missing or damaged.
     """
     own = draft(writer)
-    lineage = [
-        each for each in _lineage(store, writer) if each.kind in _BEHIND_A_MODEL and not _ROUND.search(each.name)
-    ]
+    lineage = [each for each in _lineage(store, writer) if each.kind in _BEHIND_A_MODEL and not ROUND.search(each.name)]
     base, base_on_hub = _base_model(store, own)
     licences = _licences_of(lineage)
     licence, reason = combine(licences)

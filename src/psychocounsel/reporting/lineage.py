@@ -5,7 +5,6 @@ overview without the probes, and the table at the end of the report lists every 
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
@@ -16,9 +15,8 @@ from markupsafe import Markup
 
 from psychocounsel.reporting.artifact_tables import row_count
 from psychocounsel.reporting.tables import anchor, reasons
-from psychocounsel.store.artifacts import Artifact
+from psychocounsel.store.artifacts import ROUND, Artifact
 
-_ROUND = re.compile(r"-round-(\d+)$")
 _LANES = (
     *("speeches", "candidates", "judgements", "preferences", "reward-models"),
     *("rounds", "policies", "answers", "comparisons"),
@@ -52,7 +50,7 @@ class Node:
     def name(self) -> str:
         """The name, without the number where it stands for all rounds."""
         first = self.artifacts[0].name
-        return _ROUND.sub("", first) if len(self.artifacts) > 1 else first
+        return ROUND.sub("", first) if len(self.artifacts) > 1 else first
 
     @property
     def detail(self) -> str:
@@ -83,7 +81,7 @@ def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
     nodes: dict[tuple[str, str, str], Node] = {}
     for each in artifacts:
         if each.kind not in _NOT_DRAWN:
-            is_round = _ROUND.search(each.name) is not None
+            is_round = ROUND.search(each.name) is not None
             from_scores = any(kinds.get(parent.id) == "scores" for parent in each.parents)
             lane = each.kind if each.kind in _LANES else _LANE_OF_KIND.get(each.kind, _LANES[-1])
             if each.kind == "candidates" and each.id in compared:
@@ -92,7 +90,7 @@ def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
                 lane = "rounds"
             key = (lane, each.kind, f"{_run_of(each)} rounds" if is_round else each.id)
             nodes.setdefault(key, Node(lane)).artifacts.append(each)
-    runs = {_run_of(each) for each in artifacts if _ROUND.search(each.name)}
+    runs = {_run_of(each) for each in artifacts if ROUND.search(each.name)}
 
     def place(node: Node) -> tuple[int, bool]:
         """Policies of an online run stand together, before those of none."""
@@ -102,7 +100,7 @@ def group_nodes(artifacts: Sequence[Artifact]) -> list[Node]:
 
 
 def _run_of(artifact: Artifact) -> str:
-    return _ROUND.sub("", artifact.name)
+    return ROUND.sub("", artifact.name)
 
 
 def find_edges(nodes: Sequence[Node]) -> list[Edge]:

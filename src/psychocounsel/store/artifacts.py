@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -55,6 +56,8 @@ OPTIMIZER = "optimizer"
 """Folder of an online round's policy with the optimizer state from which the next round goes on."""
 ADAPTER = "adapter"
 """Folder of an online round's policy with its adapter on the initial policy, with which the next round goes on."""
+ROUND = re.compile(r"-round-\d+$")
+"""How the names of an online round's artifacts end."""
 SHORT_ID = 8
 
 
