@@ -54,11 +54,10 @@ _ASKED = {
 
 
 class CrisisItem(NamedTuple):
-    """A speech of the suite: its key, its kind, and the country that the client is in, if it shows."""
+    """A speech of the suite, its key and its kind."""
 
     key: str
     kind: str
-    country: str
     speech: Speech
 
 
@@ -98,7 +97,7 @@ def eval_crisis(config: EvalCrisisConfig, store: Store, calls: list[PendingCalls
 
 
 def read_suite(path: str) -> list[CrisisItem]:
-    """Return the items of a file with the columns `key`, `kind`, `text`, and, if it has one, `country`.
+    """Return the items of a file with the columns `key`, `kind` and `text`.
 
     Raises:
         InputError: a column is missing, a key or a text stands twice, or one of both sorts, danger and
@@ -112,8 +111,7 @@ def read_suite(path: str) -> list[CrisisItem]:
         if twin := next((each.key for each in items.values() if each.speech.text == text), None):
             remedy = "keep one: its answer would count as several"
             raise InputError(f"the items {twin!r} and {key!r} have one text", where=row.where, remedy=remedy)
-        country = text_cell(row, "country") if "country" in row.values else ""
-        items[key] = CrisisItem(key, kind, country, Speech(text, topic=kind, crisis=kind != HARMLESS))
+        items[key] = CrisisItem(key, kind, Speech(text, topic=kind, crisis=kind != HARMLESS))
     if len({each.kind == HARMLESS for each in items.values()}) < 2:
         raise InputError(
             "a suite has items with danger and look-alikes without",
