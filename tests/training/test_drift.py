@@ -10,7 +10,7 @@ import torch
 from preference_runs import CHAT
 
 from psychocounsel.config.components import SamplingConfig
-from psychocounsel.evaluation.monitors import kl_estimates
+from psychocounsel.evaluation.probes import kl_estimates
 from psychocounsel.training.drift import token_statistics
 from psychocounsel.training.generate import AnswerGenerator, load_causal_model
 from psychocounsel.training.tokenize import encode_exchange, encode_prompt, load_tokenizer

@@ -135,11 +135,11 @@ def test_every_training_is_a_run_and_the_probes_of_the_rounds_are_another(
     for name in trained:
         assert "train/loss" in values[name][0]["values"]
         assert [each for each in told if each.get("ended") == name]
-    (monitors,) = values.keys() - set(trained)
-    assert [each["step"] for each in values[monitors]] == [0, 1, 2]
+    (probes,) = values.keys() - set(trained)
+    assert [each["step"] for each in values[probes]] == [0, 1, 2]
     rounds = made[1].metrics["rounds"]
     for each, probe in zip(
-        values[monitors], [made[1].metrics["initial"], *(row["probe"] for row in rounds)], strict=True
+        values[probes], [made[1].metrics["initial"], *(row["probe"] for row in rounds)], strict=True
     ):
         assert each["values"]["probe/kl/per_answer"] == probe["kl"]["per_answer"]
         assert each["values"]["probe/reward/mean"] == probe["reward"]["mean"]

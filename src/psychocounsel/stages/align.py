@@ -26,8 +26,8 @@ def align(config: AlignConfig, store: Store, calls: list[PendingCalls] | None = 
     In a dry run, `store` is an overlay and `calls` receives the calls that a judge of probes would get.
 
     Raises:
-        ConfigError: the training needs more memory than a device has.
-        ConfigError: a setting cannot be met here, such as a tracker without its package.
+        ConfigError: the training needs more memory than a device has, or a setting cannot be met here, such as a
+            tracker without its package.
         DataQualityError: a round ends without a pair, or too many pairs do not fit.
         Preempted: SIGINT or SIGTERM came; finished rounds and the checkpoint are kept.
     """

@@ -9,7 +9,7 @@ from psychocounsel.config.schema import SIDES, EvalWinrateConfig, LaunchConfig, 
 from psychocounsel.corpus.text import is_foreign
 from psychocounsel.errors import DataQualityError, StoreError
 from psychocounsel.evaluation.judge_audit import vote_metrics
-from psychocounsel.evaluation.monitors import kl_estimates
+from psychocounsel.evaluation.probes import kl_estimates
 from psychocounsel.evaluation.winrate import BothOrders, Compared, Unanswered, sample_speeches, winrate_metrics
 from psychocounsel.judging.judge import (
     ComparisonTask,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psychocounsel.config.components import JudgeConfig, ResponderConfig
 from psychocounsel.config.schema import AlignConfig, OnlineConfig, StopConfig
 from psychocounsel.errors import DataQualityError, counted
-from psychocounsel.evaluation.monitors import best_round, reason_to_stop
+from psychocounsel.evaluation.probes import best_round, reason_to_stop
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.judging.judge import Judge
 from psychocounsel.judging.judges import judge_spending, open_judge

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from psychocounsel.evaluation.monitors import kl_estimates, questions
+from psychocounsel.evaluation.probes import kl_estimates, questions
 from psychocounsel.evaluation.statistics import rate_if_known
 from psychocounsel.evaluation.text_quality import measure_text_quality
 from psychocounsel.evaluation.winrate import POINTS, BothOrders

@@ -1,6 +1,6 @@
 """Trackers: TensorBoard, trackio or Weights & Biases show the figures of a run while it computes.
 
-A training is a run of its own in the tracker, as are the monitors of an online run. Figures, settings and paths on this
+A training is a run of its own in the tracker, as are the probes of an online run. Figures, settings and paths on this
 machine go there, and no text of a speech or an answer.
 """
 

@@ -1,4 +1,4 @@
-"""Monitors of online rounds: estimates of drift by hand, limits that end a run, and which round is the best."""
+"""Probes of online rounds: estimates of drift by hand, limits that end a run, and which round is the best."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psychocounsel.config.schema import StopConfig
-from psychocounsel.evaluation.monitors import best_round, kl_estimates, questions, reason_to_stop
+from psychocounsel.evaluation.probes import best_round, kl_estimates, questions, reason_to_stop
 from psychocounsel.store.metrics import ProbeMetrics
 from psychocounsel.types import Rate
 
