@@ -266,11 +266,16 @@ def test_a_read_only_store_is_run_again_and_reported(miniature: Miniature, store
             **{"capture_output": True, "text": True, "check": False, "preexec_fn": drop_override},
             env={**os.environ, **ENVIRONMENT},
         )
-        for command in (["run", str(miniature.recipe)], [*report, "--out", str(page)], report)
+        for command in (
+            ["run", str(miniature.recipe)],
+            [*report, "--out", str(page)],
+            report,
+            ["corpus", str(miniature.recipe)],
+        )
     ]
     for folder in folders:
         folder.chmod(0o700)
-    assert [each.returncode for each in done] == [0, 0, 2], [each.stderr for each in done]
+    assert [each.returncode for each in done] == [0, 0, 2, 3], [each.stderr for each in done]
     assert "created:" not in done[0].stdout
     assert "the store cannot be written to" in done[2].stderr
     assert "<title>" in page.read_text(encoding="utf-8")

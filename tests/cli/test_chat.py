@@ -68,6 +68,7 @@ def test_endpoint_sees_one_line_at_a_time(talk: Any, tmp_path: Path, monkeypatch
         options = ["--system", "bundled:counsellor", "--save", saved, "--store", tmp_path / "store"]
         ended = talk("long\nI want to kill myself\nrefuse\nnothing\n", ref, own, *options)
         asked = [each.body for each in server.received]
+        talk("long\n", ref, "--save", tmp_path, "--store", tmp_path / "store").says(3, "could not write")
     assert ended.code == 0, ended.err
     assert ended.out.index("988") < ended.out.index("You said I want")
     assert "long" in ended.out[: ended.out.index("988")]

@@ -91,6 +91,7 @@ def test_wrong_columns_and_endings(cli: Cli, store: Path, tmp_path: Path) -> Non
     command = ("score", "mini", "--in", tmp_path / "in.jsonl", "--store", store)
     cli(*command, "--out", tmp_path / "out.jsonl", "--speech", "text").says(2, "'text'", "--speech")
     assert cli(*command, "--out", tmp_path / "out.txt").code == 2
+    cli(*command, "--out", tmp_path / "in.jsonl" / "out.jsonl").says(3, "could not write")
     write_rows(tmp_path / "in.jsonl", [{**ROWS[0], "before": [{"role": "user", "content": "Hi."}]}])
     ended = cli(*command, "--out", tmp_path / "out.jsonl", "--history", "before")
     ended.says(2, "in.jsonl line 1", "'before' ends with the client")

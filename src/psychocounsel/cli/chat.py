@@ -13,6 +13,7 @@ import typer
 from psychocounsel.cli.output import Offline, StoreFolder
 from psychocounsel.errors import ExitCode, InputError
 from psychocounsel.reporting import console
+from psychocounsel.store.files import write_faults
 from psychocounsel.store.store import open_store
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def chat(
                 answers = speakers.answer(text)
                 _show(answers)
                 if save is not None:
-                    with save.open("a", encoding="utf-8") as stream:
+                    with write_faults(save), save.open("a", encoding="utf-8") as stream:
                         stream.write(saved_line(text, answers))
         except KeyboardInterrupt:
             # A model on this machine computes in a thread that nothing stops, and there is nothing to save.

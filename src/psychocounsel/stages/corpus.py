@@ -15,7 +15,7 @@ from psychocounsel.reporting.corpus_page import effects_table, render_corpus
 from psychocounsel.reporting.tables import as_text
 from psychocounsel.stages.estimate import count_corpus
 from psychocounsel.store.artifacts import Artifact, ArtifactSpec
-from psychocounsel.store.files import write_bytes
+from psychocounsel.store.files import write_bytes, write_faults
 from psychocounsel.store.gc import PRIVATE, page_of_corpus
 from psychocounsel.store.schemas import read_candidates, read_speeches
 from psychocounsel.store.store import Store
@@ -91,7 +91,8 @@ def _write_page(
 ) -> Path:
     """Write the page where only its owner can read it, outside every artifact: none of them may hold its texts."""
     page = (store.root / PRIVATE / page_of_corpus(named_after)).resolve()
-    page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with write_faults(page):
+        page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_bytes(page, render_corpus(config.name, found).encode("utf-8"))
     page.chmod(0o600)
     return page

@@ -86,10 +86,12 @@ def score_file(job: ScoreJob, store: Store) -> int:
         total = _check_rows(job, policy, chat)
         known_by = model.parent.id if model.parent else model.fingerprint
         columns = [job.speech, job.response, *([job.history] if job.history else [])]
-        job.target.parent.mkdir(parents=True, exist_ok=True)
+        head = digest_of([known_by, source_fingerprint(job.source, "train"), columns])
         spool = job.target.with_name(f"{job.target.name}.rewards")
         size = BATCHES_AT_ONCE * job.batch_size
-        done = _resume(spool, digest_of([known_by, source_fingerprint(job.source, "train"), columns]), size)
+        with write_faults(job.target):
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            done = _resume(spool, head, size)
         if done < total:
             from psychocounsel.training.reward import Exchange, RewardScorer  # imports torch
 
