@@ -212,7 +212,7 @@ class TestFile:
         rows = [{"key": 17.0, "response": "Oh."}, {"key": "18", "response": "Ah."}, {"key": 19, "response": "No."}]
         rows += [{"speech": SPEECHES[1].text, "key": 17, "response": "The text counts."}]
         sources = [SourceRow(f"a.csv line {number}", cells) for number, cells in enumerate(rows, start=2)]
-        found = ready_responses(sources, "elm", SPEECHES, {"17": SPEECHES[0].id, "18": "one of another split"})
+        found = ready_responses(sources, "elm", SPEECHES, {"17": {SPEECHES[0].id}, "18": {"one of another split"}})
         assert [(each.speech_id, each.text) for each in found.candidates] == [
             (SPEECHES[0].id, "Oh."),
             (SPEECHES[1].id, "The text counts."),
@@ -224,11 +224,13 @@ class TestFile:
         spec = ArtifactSpec("speeches", "corpus", "made-up", 1, {})
         corpus = session.store.make(spec, lambda writer: write_records(writer, RowProvenance, rows))
         ids = ids_by_key(corpus)
-        assert ids["8"] == SPEECHES[2].id
+        assert ids["8"] == {SPEECHES[2].id}
         sources = [SourceRow(f"said.csv line {at}", {"key": at + 5, "response": "Oh."}) for at in (3, 2)]
         with pytest.raises(InputError, match="several speeches") as caught:
-            ready_responses(sources, "elm", SPEECHES, ids)
+            ready_responses(sources, "elm", SPEECHES[1:], ids)
         assert caught.value.where == "said.csv line 2"
+        found = ready_responses(sources, "elm", SPEECHES[2:], ids)  # those that the key names are of another split
+        assert [each.speech_id for each in found.candidates] == [SPEECHES[2].id]
 
     @pytest.mark.parametrize(
         ("cell", "message"),

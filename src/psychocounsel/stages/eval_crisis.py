@@ -228,8 +228,8 @@ class _Evaluation:
             session.stop_counting()
         return store.make(specs.evaluation, self._judge)
 
-    def _ids(self) -> dict[str, str]:
-        return {each.key: each.speech.id for each in self.items}
+    def _ids(self) -> dict[str, set[str]]:
+        return {each.key: {each.speech.id} for each in self.items}
 
     def _require_usable(self) -> None:
         """Check the endpoints of everything pending before the first of them is paid."""

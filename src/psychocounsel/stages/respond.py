@@ -41,8 +41,8 @@ SERVER_TIMEOUT_SECONDS = 600.0
 _OF_POLICY = (ReplyStatus.VALID, ReplyStatus.CUT, ReplyStatus.EMPTY)
 
 
-SpeechIds: TypeAlias = Mapping[str, str]
-"""The ids of speeches by the keys that their source gives them."""
+SpeechIds: TypeAlias = Mapping[str, set[str]]
+"""The ids of speeches by the keys that their source gives them; a key may stand for several."""
 _READER = 2
 """Raised by hand whenever a file of answers may be read differently than before."""
 _NAMING_A_SPEECH = (
@@ -373,12 +373,12 @@ def chat_request(speech: Speech, responder: ResponderConfig, seed: int, draw: in
 
 
 def ids_by_key(speeches: Artifact) -> SpeechIds:
-    """Return the ids of a corpus by key, an empty one for a key of several speeches; none of placeholders."""
+    """Return the ids of a corpus by key; none of placeholders."""
     rows = read_row_provenance(speeches) if ROWS_FILE in speeches.manifest["files"] else ()
-    ids: dict[str, str] = {}
+    ids: dict[str, set[str]] = {}
     for row in rows:
         if row.key and row.text_id:
-            ids[row.key] = row.text_id if ids.get(row.key, row.text_id) == row.text_id else ""
+            ids.setdefault(row.key, set()).add(row.text_id)
     return ids
 
 
@@ -396,7 +396,7 @@ def ready_responses(
     have these in a column `history`.
 
     Raises:
-        InputError: a column is missing, a cell holds what no table can, or a key stands for several speeches.
+        InputError: a column is missing, a cell holds what no table can, or the key of a speech stands for others, too.
         DataQualityError: no row answers one of the speeches.
     """
     texts: dict[tuple[Turn, ...], list[str]] = {}
@@ -405,10 +405,11 @@ def ready_responses(
     for row in rows:
         if "key" in row.values and "speech" not in row.values:
             key = label_cell(row, "key")
-            if ids.get(key) == "":
+            meant = ids.get(key, ())
+            turns = next((turns_of[each] for each in meant if each in turns_of), ())
+            if turns and len(meant) > 1:
                 remedy = "name the speech itself, in a column speech"
                 raise InputError(f"the key {key!r} stands for several speeches", where=row.where, remedy=remedy)
-            turns = turns_of.get(ids.get(key, ""), ())
         else:
             history = history_cell(row, "history") if "history" in row.values else ()
             turns = (*history, Turn("user", clean_text(cell(row, "speech", remedy), "speech", row.where)))
