@@ -46,10 +46,19 @@ def test_rewards_are_those_of_training(cli: Cli, store: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-def test_formats_and_a_killed_run(cli: Cli, warm: Warm, store: Path, tmp_path: Path, ending: str) -> None:
+def test_formats(cli: Cli, store: Path, tmp_path: Path, ending: str) -> None:
+    write_rows(tmp_path / "in.jsonl", ROWS[:20])
+    target = tmp_path / "new" / f"out{ending}"
+    assert cli("score", "mini", "--in", tmp_path / "in.jsonl", "--out", target, "--store", store).code == 0
+    rows = read(target)
+    assert [str(row["id"]) for row in rows] == [str(row["id"]) for row in ROWS[:20]]
+    assert all(float(row["raw_reward"]) != float(row["reward"]) for row in rows)
+
+
+def test_a_killed_run_is_resumed(cli: Cli, warm: Warm, store: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     write_rows(source, ROWS)
-    whole, killed = tmp_path / "new" / f"whole{ending}", tmp_path / f"killed{ending}"
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
     command = ("score", "mini", "--in", source, "--batch-size", "1", "--store", store, "--out")
     assert cli(*command, whole).code == 0
     run = warm.start(*command, killed)
@@ -60,9 +69,6 @@ def test_formats_and_a_killed_run(cli: Cli, warm: Warm, store: Path, tmp_path: P
     ended = cli(*command, killed)
     assert ended.code == 0, ended.err
     assert killed.read_bytes() == whole.read_bytes()
-    rows = read(whole)
-    assert [str(row["id"]) for row in rows] == [str(row["id"]) for row in ROWS]
-    assert all(float(row["raw_reward"]) != float(row["reward"]) for row in rows)
     assert not list(tmp_path.rglob("*.rewards")) + list(tmp_path.rglob("*.partial"))
 
 
