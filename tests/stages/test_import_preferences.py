@@ -280,7 +280,7 @@ class TestCommand:
             (["nowhere"], "nowhere: no such file"),
             (["FOLDER", "--set", "licence=null"], "licence"),
             (["nowhere.yaml"], "nowhere.yaml: no such file"),
-            (["FOLDER", "--name", "A B"], "--set name: name: String should match pattern"),
+            (["FOLDER", "--name", "A B"], "--set name: name: must be of lower-case letters"),
             (["FOLDER", "--set", "leakage=drop"], "--set leakage: leakage: Input should be"),
             (["FOLDER", "--set", "lekage=keep"], "did you mean 'leakage'?"),
             (["FOLDER", "--set", "safety=safe"], "there are no ratings of 'safe'; did you mean 'safety'?"),

@@ -281,6 +281,8 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             message = _unknown_key(model, place, where, step)
         case "missing":
             message = f"is missing; add --set {key}=VALUE" if where == "command line" else "is missing; add it"
+        case "string_pattern_mismatch":
+            message = f"must be of lower-case letters, digits, dots, dashes and underscores (got {given!r})"
         case "model_type":
             message = f"must be a block of keys (got {given!r})"
         case "tuple_type":
@@ -309,6 +311,8 @@ def _unknown_key(model: type[Settings], place: Place, where: str, step: str) -> 
     paths = keys_of(model, ending=str(place[-1]))[:4]
     if not paths and (close := closest(str(place[-1]), known)):
         paths = [".".join(map(str, (*place[:-1], close)))] if where.startswith("--set") else [close]
+    if str(place[-1]).isdigit():
+        return "unknown key; a number has a point and no comma, such as 0.5"
     if not paths:
         return f"unknown key; known keys: {', '.join(known)}"
     prefix = f"{step}." if where.startswith(f"--set {step}.") else ""
