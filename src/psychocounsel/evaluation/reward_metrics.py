@@ -122,11 +122,11 @@ def slices(
 
     A gap on an edge belongs to the upper bin. Pairs without ratings have no gap.
     """
-    credits = correctness(margins)
+    credits, gaps = correctness(margins), _gap_labels(scale)
     members: dict[str, dict[str, list[int]]] = {
         "source": {},
         "topic": {},
-        "gap": {label: [] for label in _gap_labels(scale)},
+        "gap": {label: [] for label in gaps},
         "length": {label: [] for label in LENGTH_LABELS},
     }
     for at, pair in enumerate(pairs):
@@ -135,7 +135,7 @@ def slices(
         gap = scale.gap(pair)
         if gap is not None:
             place = min(int(gap * GAP_BINS / scale.width), GAP_BINS - 1)
-            members["gap"][_gap_labels(scale)[place]].append(at)
+            members["gap"][gaps[place]].append(at)
         place = bisect_right(LENGTH_EDGES, _word_difference(pair))
         members["length"][LENGTH_LABELS[place]].append(at)
     for name in ("source", "topic"):

@@ -29,6 +29,8 @@ LOGITS_COPIES = 4
 """Fp32 copies of a chunk of logits that are in memory together, counted in `training/packing.py`."""
 MFU = 0.4
 """Share of the chip's bfloat16 rate that useful operations reach: an assumption, not a measurement."""
+MOMENT_BYTES = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 8}
+"""Of each trained weight: both moments, and of `adamw_bf16_sr` the remainder; `paged` ones are not on the device."""
 CHECKPOINTS = 3
 """Two are kept while a third is written."""
 
@@ -164,7 +166,7 @@ def memory_per_device(
         # Autocast copies weights to bfloat16 until backward has used them; with checkpointing, frozen ones by layer.
         weights += 2 * size.weights / (size.layers if lora and optimisation.gradient_checkpointing else 1)
     gradients = trained * trained_wide * (2 if devices > 1 and sharding == "ddp" else 1)
-    moments = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 0}[optimisation.optimizer] * trained
+    moments = 0 if optimisation.optimizer == "paged" else MOMENT_BYTES[optimisation.optimizer] * trained
     if sharding != "ddp":
         moments, gradients = moments / devices, gradients / devices
     if gathers:
@@ -242,7 +244,7 @@ def disk_bytes(
     lora = optimisation.lora
     trained = size.adapters(lora) if lora else size.weights
     wide = 2 if optimisation.weights == "bf16" and lora is None else 4
-    moments = {"adamw": 8, "adamw_bf16_sr": 5, "adamw_8bit": 2, "paged": 8}[optimisation.optimizer]
+    moments = MOMENT_BYTES[optimisation.optimizer]
     return trained * (CHECKPOINTS * (wide + moments) + moments * continues_optimizer) + policies * model_bytes(size)
 
 
