@@ -103,7 +103,7 @@ def test_tables_show_this_config_alternatives_and_machines(llama_8b: Path, tmp_p
     assert needs.rows[0][1:] == needs.rows[2][1:]  # full, bf16
     assert {row[0]: row[2] for row in time.rows[1:]} == {
         "1 x H100-80": "yes",
-        "8 x H100-80": "on one",  # ddp keeps the gradients twice, and these weights cannot be sharded
+        "8 x H100-80": "on one device",  # ddp keeps the gradients twice, and these weights cannot be sharded
         "1 x H200-141": "yes",
         "8 x H200-141": "ddp",
     }

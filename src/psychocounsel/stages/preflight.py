@@ -237,7 +237,7 @@ def _time_table(config: Config, size: "ModelSize", store: Store, room: str) -> T
         if not fitting:
             return (machine.name, f"{machine.memory / GB:.0f}", "no", NONE)
         used, way = fitting[0]
-        fits = way if used.devices > 1 else "yes" if machine.devices == 1 else "on one"
+        fits = way if used.devices > 1 else "yes" if machine.devices == 1 else "on one device"
         time = None if tokens is None else hours(tokens * per_token, used)
         return (machine.name, f"{machine.memory / GB:.0f}", fits, NONE if time is None else f"{time:.1f}")
 
