@@ -104,7 +104,9 @@ def test_the_papers_figures_stand_under_ours() -> None:
     assert re.search(r"ours: dpo against base +offline +72.0 % \[62.0 to 82.0 %\] +–", "\n".join(lines))  # noqa: RUF001
     assert re.search(r"ours: short against base +offline +– +72.0 %", "\n".join(lines))  # noqa: RUF001
     assert any("Llama3-8B + DPO-Iter" in line and "87.0 %" in line and "77.0 %" in line for line in lines)
-    assert paper_table([]) == []
+    other_domain = compared("hygiene", win_rate_by_criterion={"correct": rate(0.6), "teaches": rate(0.4)})
+    assert paper_table([*arms, other_domain]) == [table]
+    assert paper_table([other_domain]) == []
 
 
 def test_many_policies_share_a_plot_and_four_of_them_a_circle() -> None:

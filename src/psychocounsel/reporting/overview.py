@@ -8,6 +8,7 @@ import numpy as np
 from psychocounsel.evaluation.statistics import MIN_SLICE, clustered_rate
 from psychocounsel.evaluation.text_quality import word_count
 from psychocounsel.evaluation.winrate import POINTS
+from psychocounsel.judging.rubric import load_rubric
 from psychocounsel.reporting.artifact_tables import warnings_of
 from psychocounsel.reporting.comparison_tables import no_rate_at_equal_length
 from psychocounsel.reporting.evaluation_tables import anchor_warnings
@@ -130,7 +131,9 @@ PAPER: Mapping[str, tuple[float, float]] = {
 
 
 def paper_table(compared: Sequence[Compared]) -> list[Table]:
-    """Return the paper's win rates under ours, each of ours with its own reference and judge."""
+    """Return the paper's win rates under ours by its principles, each of ours with its own reference and judge."""
+    principles = {*load_rubric("seven-principles").principle_ids}
+    compared = [each for each in compared if {*each.metrics.by_criterion} == principles]
     if not compared:
         return []
     rows: list[Row] = []

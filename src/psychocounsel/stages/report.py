@@ -32,7 +32,7 @@ from psychocounsel.store.schemas import (
 from psychocounsel.store.store import Store
 from psychocounsel.types import OVERALL, Candidate, Judgement, Speech
 
-VERSION = 11
+VERSION = 12
 STAGE = "report"
 
 
