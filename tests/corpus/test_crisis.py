@@ -12,6 +12,7 @@ from psychocounsel.corpus.authors import KnownPeople, person
 from psychocounsel.corpus.cleaning import prepare, response_steps, speech_steps
 from psychocounsel.corpus.crisis import BUNDLED, CrisisServicesFile, Service, crisis_services
 from psychocounsel.corpus.deidentify import deidentify, open_deidentifier
+from psychocounsel.errors import ConfigError
 
 LISTED = [
     (country.country, service) for country in load_config(CrisisServicesFile, BUNDLED).countries
@@ -115,3 +116,10 @@ def test_a_config_adds_services_of_its_own(tmp_path: Path) -> None:
     # In speeches too.
     linked = prepare('<a href="https://harbour.example/now">Write</a>', speech_steps(crisis_services(own)))
     assert linked.text == "Write (https://harbour.example/now)"
+
+
+def test_a_country_that_is_no_code_is_refused_with_its_line(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("countries:\n- country: Spain\n  services: [{name: Telefono, numbers: ['024']}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"own.yaml line 2: countries.0.country: .*\[A-Z\]\{2\}"):
+        crisis_services(own)

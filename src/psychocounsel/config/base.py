@@ -55,7 +55,8 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NAME_CHARS = 64
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=NAME_CHARS)]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_CHARS)]
 
 
 def _next_to_config(name: str, info: ValidationInfo) -> str:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from psychocounsel.config.base import NAME_PATTERN
 from psychocounsel.config.components import Settings
 from psychocounsel.errors import ConfigError, closest
 
@@ -281,7 +282,7 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
             message = _unknown_key(model, place, where, step)
         case "missing":
             message = f"is missing; add --set {key}=VALUE" if where == "command line" else "is missing; add it"
-        case "string_pattern_mismatch":
+        case "string_pattern_mismatch" if error.get("ctx", {}).get("pattern") == NAME_PATTERN:
             message = f"must be of lower-case letters, digits, dots, dashes and underscores (got {given!r})"
         case "model_type":
             message = f"must be a block of keys (got {given!r})"
