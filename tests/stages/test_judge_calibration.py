@@ -104,6 +104,15 @@ def test_a_rating_that_a_rater_left_out_is_missing(cli: Cli, tmp_path: Path, end
     assert (found.raters, found.items) == ({"ann": 120, "bob": 105}, 60)
 
 
+def test_items_that_the_judge_did_not_rate_are_told_without_speeches_too(cli: Cli, tmp_path: Path) -> None:
+    plain = [{"item": at, "rater": "ann", "principle": "care", "score": 1 + at % 5} for at in range(60)]
+    gaps = [{**row, "rater": "judge", "score": row["score"] if row["item"] < 25 else ""} for row in plain]
+    human, judge = write(tmp_path / "human.csv", plain), write(tmp_path / "judge.csv", gaps)
+    ended = cli("calibrate-judge", human, judge, "--store", tmp_path / "data")
+    assert ended.code == 0, ended.err
+    assert "Rated by one side only: 35 human" in " ".join(ended.out.split())
+
+
 def test_other_texts_are_named_and_left_out_on_demand(cli: Cli, tmp_path: Path) -> None:
     human = write(tmp_path / "human.csv", rows("ann"))
     other = [{**row, "text": "Something else." if row["speech"] < 2 else f" {row['text']}  "} for row in rows("judge")]

@@ -247,12 +247,14 @@ def calibration_tables(metrics: JudgeCalibrationMetrics) -> list[Table]:
         for name, each in metrics.principles.items()
     )
     authors = tuple((name, str(each.n), coefficient(each.bias, "+.3f")) for name, each in metrics.authors.items())
+    title = _calibration_title(metrics)
     header = ("principle", "responses", "bias, points", "ICC(A,1)", "kappa", "Spearman", "people's alpha")
     return [
-        Table("judge", _calibration_title(metrics), RATE_HEADER, "lrll", tuple(rows)),
+        Table("judge", title, RATE_HEADER, "lrll", tuple(rows)),
         Table(
             "principles",
-            "Judge and people, by principle; kappa has quadratic weights.",
+            # A table without rows is not shown, and its title says what both sides rated.
+            f"{'' if rows else title + ' '}Judge and people, by principle; kappa has quadratic weights.",
             header,
             "lr" + "l" * 5,
             principles,
