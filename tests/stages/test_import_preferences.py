@@ -268,7 +268,8 @@ class TestCommand:
         assert no_way_out == []
 
     def test_the_bundled_recipe_is_planned_offline(self, cli: Cli, tmp_path: Path, no_way_out: list[object]) -> None:
-        ended = cli("run", "released", "--store", tmp_path / "store", "--dry-run")
+        few = ("--set", "import-preferences.expected_test_speeches=20")
+        ended = cli("run", "released", "--store", tmp_path / "store", "--dry-run", *few)
         assert ended.code == 0, ended.err
         assert set(pending(ended)) >= {"speeches", "preferences", "reward-models", "policies"}
         assert pending(ended)[-1] == "reports"
