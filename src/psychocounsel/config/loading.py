@@ -278,6 +278,8 @@ def _explain(error: ErrorDetails, model: type[Settings], document: Document, ste
     key = ".".join(str(part) for part in place) or "the file"
     given = error.get("input")
     match error["type"]:
+        case "extra_forbidden" if given is None and str(place[-1]).isdigit():  # of `{test_share: 0,3}`
+            message = "unknown key; a number has a point and no comma, such as 0.5"
         case "extra_forbidden":
             message = _unknown_key(model, place, where, step)
         case "missing":
@@ -312,8 +314,6 @@ def _unknown_key(model: type[Settings], place: Place, where: str, step: str) -> 
     paths = keys_of(model, ending=str(place[-1]))[:4]
     if not paths and (close := closest(str(place[-1]), known)):
         paths = [".".join(map(str, (*place[:-1], close)))] if where.startswith("--set") else [close]
-    if str(place[-1]).isdigit():
-        return "unknown key; a number has a point and no comma, such as 0.5"
     if not paths:
         return f"unknown key; known keys: {', '.join(known)}"
     prefix = f"{step}." if where.startswith(f"--set {step}.") else ""
